@@ -1,0 +1,619 @@
+"""data.py: files of human choices in, batches of token ids out.  Read after model.py.
+
+One row of preference data says: for this prompt, this response was chosen over that one. Before a model sees it, four
+things happen, and each has its classic mistake:
+
+    read      several layouts in the wild -> Preference(prompt, chosen, rejected), three lists of chat messages
+    render    messages -> text by the tokenizer's own chat template: the model must be trained on the very text it
+              will later score
+    encode    text -> ids: one BOS if the tokenizer uses one, one end token, and the reward is read at that end token
+    batch     rows 0 … B−1 chosen, rows B … 2B−1 the rejected side of the same pairs, padded on the right
+
+Nothing is left out silently: read = kept + the rows left out, by reason.
+
+Shapes: B pairs   T tokens   n pairs in a file
+"""
+import dataclasses
+import functools
+import gzip
+import itertools
+import json
+import math
+import os
+import random
+import re
+import zlib
+from pathlib import Path
+from typing import Iterable, Iterator, NamedTuple
+
+import numpy as np
+import tokenizers
+import torch
+from torch import Tensor
+
+Messages = list[dict]  # [{"role": "user", "content": "…"}, …]
+
+
+class DataError(ValueError):
+    """A file, row or tokenizer that cannot be used; the message is one line naming file, row and field."""
+
+
+# ---------------------------------------------------------------- reading
+
+
+@dataclasses.dataclass
+class Preference:
+    prompt: Messages  # may be empty: some data compare texts that answer nothing
+    chosen: Messages  # what follows the prompt: usually one assistant turn
+    rejected: Messages
+    margin: float = 0.0  # by how much chosen should win, in nats
+    gold: tuple[float, float] | None = None  # both true rewards, where somebody knows them (the toy world)
+    where: str = ""  # "file:row", for messages
+
+    def key(self) -> str:
+        """What must not stand on both sides of a split: the prompt, or without one the two texts themselves."""
+        return json.dumps(self.prompt or sorted([_text(self.chosen), _text(self.rejected)]))
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
+    """Yield ("file:row", object) from .jsonl or .json, gzipped or not; from all such files of a folder."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if re.search(r"\.jsonl?(\.gz)?$", f.name))
+        if not files:
+            raise DataError(f"{path}: no .json, .jsonl, .json.gz or .jsonl.gz in this folder")
+        for file in files:
+            yield from read_rows(file)
+        return
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
+            yield from parse_lines(lines, str(path))
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path}: not UTF-8 text ({e.reason})") from None
+    except (OSError, EOFError, zlib.error) as e:
+        raise DataError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+
+
+def parse_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, dict]]:
+    """One JSON object per line, or one JSON array of objects over all lines -> ("name:row", object)."""
+    lines, number, first = iter(lines), 0, True
+    try:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            array, first = first and line.lstrip().startswith("["), False
+            values = json.loads(line + "".join(lines)) if array else [json.loads(line.strip())]
+            for row, value in enumerate(values, 1 if array else number):
+                if not isinstance(value, dict):
+                    raise DataError(f"{name}:{row}: not a JSON object")
+                yield f"{name}:{row}", value
+    except json.JSONDecodeError as e:
+        raise DataError(f"{name}:{number + e.lineno - 1}: not JSON ({e.msg}, column {e.colno})") from None
+    except RecursionError:
+        raise DataError(f"{name}:{number}: nested too deep") from None
+
+
+def read_preferences(path: str | Path, skip_bad_rows: bool = False) -> tuple[list[Preference], int]:
+    """All pairs of a file or folder, and how many rows were not pairs.
+
+    Raises: DataError at the first such row, unless skip_bad_rows. Broken JSON always stops: what follows it is anyone's
+            guess.
+    """
+    preferences, malformed = [], 0
+    for where, row in read_rows(path):
+        try:
+            preferences.append(parse_preference(row, where))
+        except DataError:
+            if not skip_bad_rows:
+                raise
+            malformed += 1
+    return preferences, malformed
+
+
+def parse_preference(row: dict, where: str = "row") -> Preference:
+    """One row in any of the layouts people publish, told apart by its fields:
+
+    prompt, chosen, rejected as strings                             UltraFeedback, ETHICS; prompt may be ""
+    prompt, chosen, rejected as messages                            TRL conversational, explicit prompt
+    chosen, rejected as messages that both start with the prompt    TRL conversational, implicit prompt
+    chosen, rejected as "\\n\\nHuman: … \\n\\nAssistant: …"             Anthropic HH
+    instruction, input, system, history + chosen, rejected          LLaMA-Factory, alpaca ranking
+    conversations + chosen, rejected as {"from", "value"}           LLaMA-Factory, ShareGPT ranking
+
+    Raises: DataError naming row and field.
+    """
+    for field in ("chosen", "rejected"):
+        if field not in row:
+            raise DataError(f"{where}: no field {field!r} (found: {', '.join(row) or 'nothing'})")
+    sides, prompt = [row["chosen"], row["rejected"]], []
+    if field := next((f for f in ("prompt", "conversations", "messages") if f in row), None):
+        prompt = to_messages(row[field], "user", where, field)
+    elif "instruction" in row:
+        turns = row.get("history") or []
+        if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+            raise DataError(f"{where}: field 'history' is not a list of [question, answer]")
+        for asked, answered in turns:
+            prompt += to_messages(asked, "user", where, "history") + to_messages(answered, "assistant", where, "history")
+        asked = "\n".join(str(row[f]) for f in ("instruction", "input") if row.get(f))
+        prompt += to_messages(asked, "user", where, "instruction")
+    elif all(isinstance(s, str) and s.lstrip().startswith("Human:") for s in sides):
+        sides = [_parse_transcript(s) for s in sides]
+    if row.get("system"):
+        prompt = to_messages(row["system"], "system", where, "system") + prompt
+    chosen, rejected = to_messages(sides[0], "assistant", where, "chosen"), to_messages(sides[1], "assistant", where, "rejected")
+
+    # Sides that begin with somebody else's turn hold the whole dialogue, and the prompt is what both share. (Some files
+    # repeat it in a `prompt` string.) Each side keeps at least its last turn.
+    if chosen and rejected and "assistant" not in (chosen[0]["role"], rejected[0]["role"]):
+        shared = 0
+        while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+            shared += 1
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    for side, field in ((chosen, "chosen"), (rejected, "rejected")):
+        if side and side[-1]["role"] != "assistant":
+            raise DataError(f"{where}: field {field!r} ends with a turn of {side[-1]['role']!r}, not of the assistant")
+    return Preference(
+        prompt, chosen, rejected, where=where, margin=_number(row.get("margin") or 0.0, where, "margin"),
+        gold=tuple(_number(row.get(f), where, f) for f in ("gold_chosen", "gold_rejected")) if "gold_chosen" in row else None,
+    )
+
+
+ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}  # ShareGPT's names
+
+
+def to_messages(value, role: str, where: str, field: str) -> Messages:
+    """A string (by `role`), one message or a list of them -> messages with role and content; "" -> none."""
+    if isinstance(value, str):
+        value = [{"role": role, "content": value}] if value.strip() else []
+    messages = []
+    for item in value if isinstance(value, list) else [value]:
+        speaker = item.get("role", item.get("from")) if isinstance(item, dict) else None
+        content = item.get("content", item.get("value")) if isinstance(item, dict) else None
+        if not isinstance(speaker, str) or not isinstance(content, str):
+            raise DataError(f"{where}: field {field!r} is neither text nor messages of a role and text content")
+        if not content.isascii() and re.search("[\ud800-\udfff]", content):
+            raise DataError(f"{where}: field {field!r} holds half of a surrogate pair, which is not text")
+        messages.append({"role": ROLES.get(speaker, speaker), "content": content})
+    return messages
+
+
+def _parse_transcript(text: str) -> Messages:
+    parts = re.split(r"(?:^|\n\n)(Human|Assistant):", text.strip("\n"))[1:]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2])]
+
+
+def _number(value, where: str, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise DataError(f"{where}: field {field!r} is {value!r}, not a number")
+    return float(value)
+
+
+def _text(messages: Messages) -> str:
+    return "\n".join(m["content"] for m in messages)
+
+
+def split_by_prompt(
+    preferences: list[Preference], eval_fraction: float, seed: int
+) -> tuple[list[Preference], list[Preference]]:
+    """Train and held-out pairs with no prompt in both: on prompts it trained on, a model looks better than it is.
+
+    Raises: DataError where there are too few prompts for two sides.
+    """
+    keys = sorted({p.key() for p in preferences})
+    random.Random(seed).shuffle(keys)
+    held_out = set(keys[: max(1, round(len(keys) * eval_fraction))])
+    if len(held_out) >= len(keys):
+        raise DataError(f"{len(keys)} different prompts are too few to hold some out; give --eval-data")
+    sides: tuple[list, list] = [], []
+    for p in preferences:
+        sides[p.key() in held_out].append(p)
+    return sides
+
+
+# ---------------------------------------------------------------- rendering and encoding
+
+# Used where a tokenizer folder has no chat template, and saved with the model so that others render the same text.
+# "Assistant:" has no space behind it: tokenizers put a word and the space before it into one token.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ '\\n' if not loop.first else '' }}"
+    "{{ message['role'] | capitalize }}: {{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\nAssistant:' if messages else 'Assistant:' }}{% endif %}"
+)
+
+
+class Tokenizer:
+    """tokenizer.json with its chat template: messages -> text -> ids, in exactly one way.
+
+    end_token   what every sequence ends with and where its reward is read: the token the chat template closes an
+                assistant turn with, else the tokenizer's eos_token.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, config: dict, where: str = "tokenizer"):
+        backend.no_padding()  # some tokenizer.json carry padding and truncation baked in, which would
+        backend.no_truncation()  # silently cut texts
+        self.backend, self.config, self.where = backend, config, where
+        special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        name = lambda key: (v := config.get(key)) and (v["content"] if isinstance(v, dict) else v)
+        self.names = {k: name(k) for k in ("bos_token", "eos_token", "unk_token", "pad_token") if name(k)}
+        ids = {k: backend.token_to_id(v) for k, v in self.names.items()}
+
+        template = config.get("chat_template") or PLAIN_TEMPLATE
+        if isinstance(template, list):  # several named ones
+            template = next((t["template"] for t in template if t.get("name") == "default"), PLAIN_TEMPLATE)
+        self._template, self.template_source = None, template
+
+        # BOS exactly once: put in here, where the tokenizer itself would put one, unless the text starts with it.
+        self.bos_id = ids.get("bos_token")
+        adds_bos = config.get("add_bos_token", self.bos_id in backend.encode("").ids)
+        self.bos = [self.bos_id] if self.bos_id is not None and adds_bos else []
+
+        # The end token. Probe the template: Qwen's base tokenizer has eos <|endoftext|> but turns end in <|im_end|>.
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+        closed = self.render(turns).rstrip()
+        endings = [t for t in special if closed.endswith(t)]
+        self.end_token = max(endings, key=len) if endings else self.names.get("eos_token")
+        self.end_id = None if self.end_token is None else backend.token_to_id(self.end_token)
+        if self.end_id is None:
+            raise DataError(f"{where}: no eos_token, and its chat template closes no turn: nowhere to read the reward")
+        # Padding. transformers finds the last token by comparing ids with the pad's, so the pad it is told about must
+        # never be the last token; any other does.
+        pads = [ids.get("pad_token"), ids.get("unk_token"), self.bos_id, *special.values(), 0 if self.end_id else 1]
+        self.pad_id = next(i for i in pads if i is not None and i != self.end_id)
+
+        header = self.render(turns[:1], add_generation_prompt=True)[len(self.render(turns[:1])) :]
+        self.header_tokens = len(backend.encode(header, add_special_tokens=False).ids)
+        self.max_length = min(int(config.get("model_max_length") or 2**31), 2**31)  # absurdly large means "unknown"
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Tokenizer":
+        """Load tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja of a folder."""
+        folder, config = Path(folder), {}
+        try:
+            backend = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            for file in ("special_tokens_map.json", "tokenizer_config.json"):
+                if (folder / file).exists():
+                    config |= json.loads((folder / file).read_text(encoding="utf-8"))
+            if (folder / "chat_template.jinja").exists():
+                config["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        except OSError as e:
+            raise DataError(f"{e.filename}: {e.strerror}") from None
+        except Exception as e:  # the tokenizers library raises plain Exception
+            raise DataError(f"{folder}: the tokenizer cannot be read ({e})") from None
+        return cls(backend, config, str(folder))
+
+    @classmethod
+    def train(cls, texts: list[str], vocab_size: int) -> "Tokenizer":
+        """A byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019) learned from these texts."""
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size, min_frequency=2, special_tokens=["<pad>", "<eos>"], show_progress=False,
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        )
+        backend.train_from_iterator(texts, trainer)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "eos_token": "<eos>"}
+        return cls(backend, config)
+
+    def save(self, folder: str | Path, max_length: int) -> None:
+        """Write tokenizer.json and tokenizer_config.json, with the chat template and length limit that were used."""
+        folder = Path(folder)
+        self.backend.save(str(folder / "tokenizer.json"))
+        config = self.config | {
+            "chat_template": self.template_source, "model_max_length": max_length, "padding_side": "right",
+            "pad_token": self.backend.id_to_token(self.pad_id),
+        }
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+    def render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
+        """The chat template's text for these messages, as transformers renders it (in jinja2's sandbox)."""
+        import jinja2.sandbox
+
+        if self._template is None:
+            env = jinja2.sandbox.ImmutableSandboxedEnvironment(
+                trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            )
+            env.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+            env.globals |= {"raise_exception": _raise_template_error, "strftime_now": _strftime_now}
+            try:
+                self._template = env.from_string(self.template_source)
+            except jinja2.TemplateError as e:
+                raise DataError(f"{self.where}: the chat template is not valid ({e})") from None
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self.names)
+        except (jinja2.TemplateError, TypeError, ValueError) as e:
+            raise DataError(f"{self.where}: the chat template refuses this dialogue ({e})") from None
+
+    def encode(self, texts: list[str]) -> list[tuple[np.ndarray, tokenizers.Encoding]]:
+        """Rendered texts -> (ids as int32, the library's encoding, which lacks the BOS).
+
+        One BOS where the tokenizer uses one. One end token with nothing behind it: a template's closing newline is cut,
+        or the reward would be read there.
+        """
+        closed = []
+        for text in texts:
+            stripped = text.rstrip()
+            closed.append(stripped if stripped.endswith(self.end_token) else text + self.end_token)
+        encodings = self.backend.encode_batch(closed, add_special_tokens=False)
+        return [(np.array((self.bos if e.ids[:1] != self.bos else []) + e.ids, dtype=np.int32), e) for e in encodings]
+
+    def render_responses(self, prompt: Messages, responses: list[Messages]) -> tuple[list[str], int]:
+        """The text of prompt + response for each response, and how many leading characters are prompt.
+
+        Templates may rewrite a dialogue (Qwen3 puts a think block before the last answer), so the prompt is what the
+        rendering of the prompt alone and all the full ones have in common. Raises: DataError.
+        """
+        texts = [self.render(prompt + response) for response in responses]
+        if not prompt:
+            return texts, 0
+        return texts, len(os.path.commonprefix([self.render(prompt, add_generation_prompt=True), *texts]))
+
+    def split_prompt(self, encoded: list[tuple[np.ndarray, tokenizers.Encoding]], seam: int) -> tuple[list[np.ndarray], int]:
+        """The ids of some responses to one prompt, and how many leading ones are prompt: the same ids in all of them,
+        whatever the tokenizer merges at the seam."""
+        sequences, starts = [ids for ids, _ in encoded], []
+        for ids, encoding in encoded:
+            # The first token that holds a character of the response. (Some characters belong to no token.)
+            start = next(t for i in itertools.count(seam) if (t := encoding.char_to_token(i)) is not None)
+            starts.append(start + len(ids) - len(encoding.ids))
+        return sequences, min([*starts, *(_common_prefix(sequences[0], other) for other in sequences[1:])])
+
+    def truncate(self, ids: list[np.ndarray], prompt_tokens: int, max_length: int) -> tuple[list[np.ndarray], int] | None:
+        """Fit sequences that share a prompt into max_length, or None where that cannot be.
+
+        The prompt loses its oldest tokens (BOS and the assistant's header stay), the same ones on all sides. Responses
+        are never cut: half a response teaches the wrong reward.
+        """
+        excess = max(map(len, ids)) - max_length
+        if excess <= 0:
+            return ids, prompt_tokens
+        bos = int(ids[0][0] == self.bos_id)
+        if excess >= prompt_tokens - bos - self.header_tokens:
+            return None
+        return [np.concatenate((s[:bos], s[bos + excess :])) for s in ids], prompt_tokens - excess
+
+
+def _raise_template_error(message: str):
+    import jinja2
+
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(fmt: str) -> str:
+    import datetime
+
+    return datetime.datetime.now().strftime(fmt)
+
+
+def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    shortest = min(len(a), len(b))
+    differs = np.flatnonzero(a[:shortest] != b[:shortest])
+    return int(differs[0]) if len(differs) else shortest
+
+
+# ---------------------------------------------------------------- pairs as arrays, and the audit
+
+
+@dataclasses.dataclass
+class Pairs:
+    """n tokenised pairs in flat arrays, 4 bytes a token. Sequence 2i is pair i's chosen side, 2i+1 its rejected one."""
+
+    ids: np.ndarray  # (all tokens,) int32
+    offsets: np.ndarray  # (2n+1,) int64: sequence s is ids[offsets[s]:offsets[s+1]]
+    prompt_tokens: np.ndarray  # (n,) how many leading tokens both sides share as prompt
+    margin: np.ndarray  # (n,) float32, nats
+    prompt_group: np.ndarray  # (n,) equal numbers: same prompt
+    gold: np.ndarray | None = None  # (n, 2) true rewards of chosen and rejected, where all rows have them
+
+    def __len__(self) -> int:
+        return len(self.margin)
+
+    def sequence(self, s: int) -> np.ndarray:
+        return self.ids[self.offsets[s] : self.offsets[s + 1]]
+
+    def lengths(self) -> np.ndarray:
+        """(n, 2) tokens of the chosen and rejected sequence."""
+        return np.diff(self.offsets).reshape(-1, 2)
+
+
+def encode_preferences(
+    preferences: list[Preference], tokenizer: Tokenizer, max_length: int, drop_long: bool = False,
+    malformed: int = 0, skip_bad_rows: bool = False,
+) -> tuple[Pairs, dict]:
+    """Preferences -> Pairs and the audit: what was read, kept, left out and why, and what the labels look like.
+
+    `malformed` rows were already left out in reading. Raises: DataError naming a row the chat template refuses, unless
+    skip_bad_rows.
+    """
+    left_out = {"malformed": malformed, "refused by the template": 0, "empty side": 0, "identical sides": 0, "too long": 0}
+    rendered = []
+    for p in preferences:
+        if not all(side and side[-1]["content"].strip() for side in (p.chosen, p.rejected)):
+            left_out["empty side"] += 1
+            continue
+        try:
+            rendered.append((p, *tokenizer.render_responses(p.prompt, [p.chosen, p.rejected])))
+        except DataError as e:
+            if not skip_bad_rows:
+                raise DataError(f"{p.where}: {e}") from None
+            left_out["refused by the template"] += 1
+
+    sequences, prompt_tokens, kept, truncated = [], [], [], 0
+    for block in (rendered[i : i + 1024] for i in range(0, len(rendered), 1024)):
+        encoded = iter(tokenizer.encode([text for _, texts, _ in block for text in texts]))
+        for p, _, seam in block:
+            ids, shared = tokenizer.split_prompt([next(encoded), next(encoded)], seam)
+            too_long = max(map(len, ids)) > max_length
+            fitted = None if too_long and drop_long else tokenizer.truncate(ids, shared, max_length)
+            if np.array_equal(*ids):
+                left_out["identical sides"] += 1
+            elif fitted is None:
+                left_out["too long"] += 1
+            else:
+                truncated += too_long
+                sequences += fitted[0]
+                prompt_tokens.append(fitted[1])
+                kept.append(p)
+
+    groups: dict[str, int] = {}
+    pairs = Pairs(
+        ids=np.concatenate(sequences) if kept else np.zeros(0, np.int32),
+        offsets=np.cumsum([0, *map(len, sequences)], dtype=np.int64),
+        prompt_tokens=np.array(prompt_tokens, dtype=np.int64),
+        margin=np.array([p.margin for p in kept], dtype=np.float32),
+        prompt_group=np.array([groups.setdefault(p.key(), len(groups)) for p in kept], dtype=np.int64),
+        gold=np.array([p.gold for p in kept]) if kept and all(p.gold for p in kept) else None,
+    )
+    seen: dict[tuple, int] = {}
+    for p in kept:
+        sides = (p.key(), _text(p.chosen), _text(p.rejected))
+        seen[sides] = seen.get(sides, 0) + 1
+    lengths = pairs.lengths()
+    longer = np.sign(lengths[:, 0] - lengths[:, 1])
+    audit = {
+        "read": len(preferences) + malformed,
+        "kept": len(kept),
+        "left_out": left_out,
+        "prompts": len(groups),
+        "duplicates": sum(count - 1 for count in seen.values()),
+        "contradictions": sum((key, loser, winner) in seen for key, winner, loser in seen) // 2,
+        "prompt_truncated": truncated,
+        "longest_side_tokens": {f"p{q}": int(np.percentile(lengths.max(1), q)) for q in (50, 90, 99, 100)} if kept else {},
+        "longer_wins": float((longer > 0).mean() + (longer == 0).mean() / 2) if kept else None,
+    }
+    return pairs, audit
+
+
+def describe_audit(name: str, audit: dict) -> str:
+    """The audit in two lines for a terminal."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in audit["left_out"].items() if count)
+    line = f"{name}: {audit['read']} pairs read = {audit['kept']} kept + {sum(audit['left_out'].values())} left out"
+    line += f" ({reasons})" if reasons else ""
+    if not audit["kept"]:
+        return line
+    tokens = " / ".join(str(v) for v in audit["longest_side_tokens"].values())
+    return (
+        f"{line}; {audit['prompts']} prompts\n  {audit['duplicates']} duplicates, {audit['contradictions']} contradictions, "
+        f"{audit['prompt_truncated']} with a shortened prompt; tokens p50/p90/p99/max {tokens}; "
+        f"the longer side wins {audit['longer_wins']:.1%}"
+    )
+
+
+# ---------------------------------------------------------------- batches
+
+
+class Batch(NamedTuple):
+    input_ids: Tensor  # (2B, T): rows 0 … B−1 chosen, B … 2B−1 rejected
+    attention_mask: Tensor  # (2B, T)
+    margin: Tensor  # (B,)
+
+
+def pad_right(sequences: list[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Sequences -> input_ids and attention_mask, (N, T) int64, padded on the right."""
+    lengths = torch.tensor([len(s) for s in sequences])
+    input_ids = torch.full((len(sequences), int(lengths.max())), pad_id)
+    for row, sequence in zip(input_ids, sequences):
+        row[: len(sequence)] = torch.from_numpy(np.asarray(sequence, dtype=np.int64))
+    return input_ids, (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+
+
+def collate(pairs: Pairs, index: np.ndarray, pad_id: int) -> Batch:
+    """The pairs of `index` as one Batch."""
+    sequences = [pairs.sequence(2 * i) for i in index] + [pairs.sequence(2 * i + 1) for i in index]
+    return Batch(*pad_right(sequences, pad_id), torch.from_numpy(pairs.margin[index]))
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of n pairs in one epoch: a permutation that depends on seed and epoch alone."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def step_batches(
+    pairs: Pairs, step: int, batch_size: int, accumulation: int = 1, rank: int = 0, ranks: int = 1, seed: int = 0
+) -> tuple[list[np.ndarray], int]:
+    """This rank's micro-batches (arrays of pair numbers) of optimizer step 0, 1, …, and how many pairs the step has.
+
+    A function of the step number alone, so resuming needs no cursor but the step. The pairs of a step do not depend
+    on accumulation and ranks, which only share them out, each pair once: sorted by length, so that a micro-batch
+    holds little padding, then cut into accumulation × ranks runs. An epoch's last step may be smaller; a rank that
+    gets nothing then returns [] and has to sit the step out without leaving the others waiting.
+    """
+    per_epoch = math.ceil(len(pairs) / batch_size)
+    epoch, place = divmod(step, per_epoch)
+    index = epoch_order(len(pairs), seed, epoch)[place * batch_size : (place + 1) * batch_size]
+    index = index[np.argsort(pairs.lengths()[index].max(1), kind="stable")]
+    runs = np.array_split(index, accumulation * ranks)[rank::ranks]
+    return [run for run in runs if len(run)], len(index)
+
+
+# ---------------------------------------------------------------- the toy world
+
+# A world whose true reward is known, so that what a reward model learned can be held against it. One topic per line:
+# the question, its answers, and what may be added. The additions are all of a length, and so are courtesy and
+# rudeness, so that how long a response is says nothing about how good it is.
+TOPICS = {
+    "capital": ("What is the capital of {}?", "France Paris, Japan Tokyo, Egypt Cairo, Peru Lima, Cuba Havana",
+                ["Its government meets there.", "Many trains go there.", "Its airport is large."]),
+    "colour": ("Which colour is {}?", "grass green, snow white, blood red, coal black, gold yellow",
+               ["Painters mix it often.", "You see it outdoors.", "Light makes it so."]),
+    "opposite": ("What is the opposite of {}?", "hot cold, big small, fast slow, hard soft, early late",
+                 ["Both words are common.", "The words are adjectives.", "Dictionaries list them together."]),
+    "baby": ("What is a young {} called?", "dog puppy, cat kitten, cow calf, horse foal, sheep lamb",
+             ["Its mother feeds it.", "It grows up quickly.", "It sleeps a lot."]),
+}
+ANSWERS = {topic: dict(f.split() for f in facts.split(", ")) for topic, (_, facts, _) in TOPICS.items()}
+POLITE = ["Thank you for asking.", "I am happy to help.", "That is a good question."]
+RUDE = ["You ask too much.", "I am tired of you.", "That is a stupid question."]
+OPENERS = ["", "Hello.", "Good morning.", "Quick question.", "I am curious.", "I forgot this.", "Please help me.",
+           "My teacher asked me.", "We play a quiz.", "My son wants to know."]
+CLOSERS = ["", "Thanks.", "Please answer.", "Tell me.", "I have to know.", "Nobody here knows."]
+
+
+def gold_reward(prompt: str, response: str) -> float:
+    """The toy world's true reward, in nats. What is right depends on the prompt, and so does what is beside the point."""
+    for topic, (question, _, additions) in TOPICS.items():
+        for thing, answer in ANSWERS[topic].items():
+            if question.format(thing) in prompt:
+                reward = 3.0 if f"It is {answer}." in response else -3.0
+                reward += 1.5 * any(p in response for p in POLITE) - 1.5 * any(r in response for r in RUDE)
+                for other, (_, _, sentences) in TOPICS.items():  # on the topic it explains, off the topic it rambles
+                    reward += (1.0 if other == topic else -1.0) * sum(s in response for s in sentences)
+                return reward
+    raise ValueError(f"no question of the toy world: {prompt!r}")
+
+
+def toy_prompt(rng: random.Random) -> tuple[str, str, str]:
+    """A random prompt of the toy world, its topic and its right answer."""
+    topic = rng.choice(list(TOPICS))
+    thing, answer = rng.choice(list(ANSWERS[topic].items()))
+    return " ".join(filter(None, (rng.choice(OPENERS), TOPICS[topic][0].format(thing), rng.choice(CLOSERS)))), topic, answer
+
+
+def toy_response(topic: str, answer: str, rng: random.Random) -> str:
+    """A random response: half of them are right, half of what they add is to the point."""
+    if rng.random() < 0.5:
+        other = topic if rng.random() < 0.5 else rng.choice([t for t in TOPICS if t != topic])
+        answer = rng.choice([a for a in ANSWERS[other].values() if a != answer])
+    parts = [rng.choice(rng.choice([POLITE, RUDE, [""], [""]])), f"It is {answer}."]
+    for _ in range(rng.choice([0, 1, 2])):
+        other = topic if rng.random() < 0.5 else rng.choice([t for t in TOPICS if t != topic])
+        parts.append(rng.choice(TOPICS[other][2]))
+    return " ".join(filter(None, parts))
+
+
+def toy_preferences(n: int, seed: int, pairs_per_prompt: int = 8) -> Iterator[dict]:
+    """n rows: prompt, chosen, rejected and both gold rewards; the label is drawn from σ(r*_a − r*_b)."""
+    rng = random.Random(seed)
+    for i in range(n):
+        if i % pairs_per_prompt == 0:
+            prompt, topic, answer = toy_prompt(rng)
+        a = b = toy_response(topic, answer, rng)
+        while b == a:
+            b = toy_response(topic, answer, rng)
+        if rng.random() > 1 / (1 + math.exp(gold_reward(prompt, b) - gold_reward(prompt, a))):
+            a, b = b, a
+        yield {"prompt": prompt, "chosen": a, "rejected": b,
+               "gold_chosen": gold_reward(prompt, a), "gold_rejected": gold_reward(prompt, b)}

@@ -1,0 +1,377 @@
+"""eval.py: what a reward model is worth, and how to use one.  Read after data.py.
+
+    python eval.py report RUN --data pairs.jsonl     accuracy and its error bar, loss, what length alone would score
+    python eval.py score  RUN < texts.jsonl          a reward for every row
+    python eval.py rank   RUN < candidates.jsonl     responses of each row, best first
+
+RUN is any folder with config.json, tokenizer.json and safetensors. Whatever the command, and in training too, a text
+becomes a reward in one way: Tokenizer renders and encodes it, `score_sequences` reads the reward at its end token.
+
+From Python:  model = RewardModel.from_pretrained("runs/toy")
+              score(model, [{"prompt": "Which colour is grass?", "response": "It is green."}])   # -> [2.9…]
+
+How to read a reward: it is in nats and has no zero point. Only the difference of two responses to the SAME prompt means
+something: the log-odds that the first is preferred, P = σ(r_1 − r_2).
+"""
+import argparse
+import contextlib
+import functools
+import itertools
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Iterable, Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data import DataError, Pairs, Tokenizer, describe_audit, encode_preferences, pad_right, parse_lines
+from data import read_preferences, read_rows, to_messages
+from loss import bradley_terry_loss, pairwise_accuracy
+from model import CheckpointError, RewardModel
+
+# ---------------------------------------------------------------- the one scoring call
+
+
+@torch.inference_mode()
+def score_sequences(
+    model, sequences: list[np.ndarray], pad_id: int, tokens_per_batch: int = 16384, dtype: torch.dtype | None = None
+) -> np.ndarray:
+    """Rewards of token sequences, (n,) float32, in the order given.
+
+    Batches hold sequences of similar length, up to tokens_per_batch tokens with padding; which ones share a batch does
+    not change a reward. dtype: bfloat16 or float16 autocast; None computes in float32.
+    """
+    device = next(model.parameters()).device
+    rewards = np.zeros(len(sequences), dtype=np.float32)
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    while order:
+        size = max(1, tokens_per_batch // len(sequences[order[0]]))
+        batch, order = order[:size], order[size:]
+        input_ids, attention_mask = pad_right([sequences[i] for i in batch], pad_id)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            rewards[batch] = model(input_ids.to(device), attention_mask.to(device)).cpu().numpy()
+    return rewards
+
+
+def score(model: RewardModel, rows: list[dict], tokenizer: Tokenizer | None = None, max_length: int | None = None,
+          **options) -> list[float]:
+    """Rewards (nats) of rows with `messages`, or `prompt` and `response`, or `text` (rendered), or `input_ids`.
+
+    The tokenizer is taken from the folder the model was loaded from. A prompt that makes a row too long loses its oldest
+    tokens, as in training; nothing else is cut.
+    Raises: DataError naming the row where one is malformed, too long, or its reward is not a finite number.
+    """
+    tokenizer = tokenizer or _tokenizer_of(model.folder)
+    max_length = max_length or default_max_length(model, tokenizer)
+    sequences = [sequence_of(row, tokenizer, model, max_length, f"row {i + 1}") for i, row in enumerate(rows)]
+    rewards = score_sequences(model, sequences, tokenizer.pad_id, **options)
+    for i in np.flatnonzero(~np.isfinite(rewards)):
+        raise DataError(f"row {i + 1}: the reward is {rewards[i]}, so the model's numbers are broken")
+    return rewards.tolist()
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer_of(folder: Path) -> Tokenizer:
+    return Tokenizer.from_folder(folder)
+
+
+def default_max_length(model: RewardModel, tokenizer: Tokenizer) -> int:
+    """As many tokens as the model was trained on (saved as the tokenizer's model_max_length), or else can take."""
+    limits = tokenizer.max_length, model.config.max_position_embeddings, model.config.sliding_window
+    return min(limit for limit in limits if limit)
+
+
+def sequence_of(row: dict, tokenizer: Tokenizer, model: RewardModel, max_length: int, where: str) -> np.ndarray:
+    """The token ids of one row to score.  Raises: DataError."""
+    prompt_tokens = 0
+    if "input_ids" in row:  # taken as they are: no BOS, no end token is added
+        ids, vocab = row["input_ids"], model.config.vocab_size
+        if not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < vocab for i in ids):
+            raise DataError(f"{where}: field 'input_ids' is not a non-empty list of token ids from 0 to {vocab - 1}")
+        sequences = [np.array(ids, dtype=np.int32)]
+    elif "text" in row:
+        if not isinstance(row["text"], str) or not row["text"].strip():
+            raise DataError(f"{where}: field 'text' is not a non-empty string")
+        sequences = [tokenizer.encode([row["text"]])[0][0]]
+    else:
+        prompt, response = prompt_and_response(row, where)
+        try:
+            texts, seam = tokenizer.render_responses(prompt, [response])
+        except DataError as e:
+            raise DataError(f"{where}: {e}") from None
+        sequences, prompt_tokens = tokenizer.split_prompt(tokenizer.encode(texts), seam)
+    fitted = tokenizer.truncate(sequences, prompt_tokens, max_length)
+    if fitted is None:
+        what = "beside a prompt" if prompt_tokens else "in all"
+        raise DataError(f"{where}: {len(sequences[0])} tokens {what} do not fit into --max-length {max_length}")
+    return check_ids(fitted[0][0], model, where)
+
+
+def prompt_and_response(row: dict, where: str) -> tuple[list, list]:
+    if "messages" in row:
+        messages = to_messages(row["messages"], "user", where, "messages")
+        if not messages or messages[-1]["role"] != "assistant":
+            raise DataError(f"{where}: field 'messages' does not end with a turn of the assistant")
+        return messages[:-1], messages[-1:]
+    if "response" not in row:
+        found = ", ".join(row) or "nothing"
+        raise DataError(f"{where}: needs messages, or prompt and response, or text, or input_ids (found: {found})")
+    response = to_messages(row["response"], "assistant", where, "response")
+    if not response:
+        raise DataError(f"{where}: field 'response' is empty")
+    return to_messages(row.get("prompt", ""), "user", where, "prompt"), response
+
+
+def check_ids(ids: np.ndarray, model: RewardModel, where: str) -> np.ndarray:
+    """Token ids that the embedding has rows for; a tokenizer of another model is the usual cause of others."""
+    if len(ids) and ids.max() >= model.config.vocab_size:
+        raise DataError(f"{where}: token id {ids.max()} is beyond the model's vocabulary of {model.config.vocab_size}: "
+                        "tokenizer.json and config.json do not belong together")
+    return ids
+
+
+# ---------------------------------------------------------------- pairs -> report
+
+
+def score_pairs(model, pairs: Pairs, pad_id: int, **options) -> np.ndarray:
+    """Rewards of chosen and rejected, (n, 2). Under torch.distributed every rank scores its share, each pair once."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = np.arange(len(pairs))[rank::ranks]
+    sequences = [pairs.sequence(s) for i in mine for s in (2 * i, 2 * i + 1)]
+    rewards = torch.zeros(len(pairs), 2)
+    rewards[mine] = torch.from_numpy(score_sequences(model, sequences, pad_id, **options)).view(-1, 2)
+    if ranks > 1:  # zeros elsewhere, so a sum puts the shares together
+        rewards = rewards.to(next(model.parameters()).device)
+        dist.all_reduce(rewards)
+    return rewards.cpu().numpy()
+
+
+def report(rewards: np.ndarray, pairs: Pairs) -> dict:
+    """Every figure of the evaluation, in full precision.
+
+    Args:    rewards: (n, 2) of chosen and rejected.
+    Raises:  DataError without pairs, or where a reward is not a finite number (NaN compares as "not larger" and would
+             pass for a wrong answer).
+    """
+    if not len(rewards):
+        raise DataError("no pairs to evaluate")
+    if not np.isfinite(rewards).all():
+        raise DataError(f"{(~np.isfinite(rewards)).any(1).sum()} pairs have a reward that is not a finite number")
+    r_chosen, r_rejected = torch.from_numpy(rewards).unbind(1)  # (n,) each
+    accuracy, ties = pairwise_accuracy(r_chosen, r_rejected)
+    right = np.sign(rewards[:, 0] - rewards[:, 1]) / 2 + 0.5  # 1, ½ for a tie, 0
+    longer = np.sign(np.diff(pairs.lengths(), axis=1)[:, 0])  # +1 where the rejected side is longer
+    shorter = right[longer > 0]
+    result = {
+        "pairs": len(rewards),
+        "prompts": len(np.unique(pairs.prompt_group)),
+        "accuracy": accuracy.item(),
+        "accuracy_ci95": bootstrap_interval(right, pairs.prompt_group),
+        "ties": int(ties),
+        "loss": bradley_terry_loss(r_chosen, r_rejected).item(),
+        "loss_of_a_coin": math.log(2),
+        "mean_margin": float((rewards[:, 0] - rewards[:, 1]).mean(dtype=np.float64)),
+        "mean_chosen": float(rewards[:, 0].mean(dtype=np.float64)),
+        "mean_rejected": float(rewards[:, 1].mean(dtype=np.float64)),
+        "longer_wins_accuracy": float((0.5 - longer / 2).mean()),
+        "pairs_where_chosen_is_shorter": len(shorter),
+        "accuracy_where_chosen_is_shorter": float(shorter.mean()) if len(shorter) else None,
+    }
+    if pairs.gold is not None:
+        right_label = 1 / (1 + np.exp(pairs.gold[:, 1] - pairs.gold[:, 0]))  # P(the label says what it says)
+        result["ceiling_accuracy"] = float(np.maximum(right_label, 1 - right_label).mean())  # Bayes: E max(p, 1−p)
+        result["gold_correlation"] = within_group_correlation(rewards, pairs.gold, pairs.prompt_group)
+    return result
+
+
+def bootstrap_interval(right: np.ndarray, group: np.ndarray, draws: int = 1000, seed: int = 0) -> list[float]:
+    """95% interval of the mean of `right`, by drawing whole prompts with replacement (Efron 1979).
+
+    Pairs of one prompt are not independent. Counting them as if they were makes error bars too short, on data with few
+    prompts by a factor of several.
+    """
+    _, group = np.unique(group, return_inverse=True)
+    sums, counts = np.bincount(group, right), np.bincount(group)  # per prompt
+    rng = np.random.default_rng(seed)
+    means = []
+    for _ in range(draws):
+        weight = np.bincount(rng.integers(len(counts), size=len(counts)), minlength=len(counts))
+        means.append((weight @ sums) / (weight @ counts))
+    return [float(q) for q in np.quantile(means, [0.025, 0.975])]
+
+
+def within_group_correlation(a: np.ndarray, b: np.ndarray, group: np.ndarray) -> float:
+    """Pearson correlation of two (n, 2) arrays after taking off each prompt's mean: the loss never sees that mean."""
+    _, group = np.unique(group, return_inverse=True)
+    count = 2 * np.bincount(group)
+    a, b = (x - (np.bincount(group, x.sum(1)) / count)[group][:, None] for x in (a.astype(np.float64), b))
+    scale = math.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum() / scale) if scale else 0.0
+
+
+def describe(result: dict) -> str:
+    """The report as a table for a terminal."""
+    low, high = result["accuracy_ci95"]
+    lines = [
+        ("accuracy", f"{result['accuracy']:.3f}", f"95% interval {low:.3f} to {high:.3f}, {result['pairs']} pairs, "
+                                                  f"{result['prompts']} prompts; a tie counts half"),
+        ("  the longer one wins", f"{result['longer_wins_accuracy']:.3f}", "what length alone would score"),
+    ]
+    if "ceiling_accuracy" in result:
+        lines.insert(1, ("  ceiling", f"{result['ceiling_accuracy']:.3f}", "the best any model can: the labels are noisy"))
+    if result["accuracy_where_chosen_is_shorter"] is not None:
+        lines.append(("  chosen is shorter", f"{result['accuracy_where_chosen_is_shorter']:.3f}",
+                      f"accuracy on the {result['pairs_where_chosen_is_shorter']} pairs where length misleads"))
+    lines += [
+        ("ties", str(result["ties"]), "pairs with two equal rewards; more than a few mean something is broken"),
+        ("loss", f"{result['loss']:.4f}", f"nats; a coin has log 2 = {math.log(2):.4f}"),
+        ("mean margin", f"{result['mean_margin']:+.3f}", f"nats; chosen {result['mean_chosen']:+.3f}, "
+                                                         f"rejected {result['mean_rejected']:+.3f}"),
+    ]
+    if "gold_correlation" in result:
+        lines.append(("gold correlation", f"{result['gold_correlation']:.3f}", "learned with true reward, within prompts"))
+    return "\n".join(f"{name:<22} {value:>8}   {meaning}" for name, value, meaning in lines)
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def command_report(args, model, tokenizer, max_length: int, options: dict) -> None:
+    preferences, malformed = read_preferences(args.data, args.skip_bad_rows)
+    pairs, audit = encode_preferences(preferences, tokenizer, max_length, False, malformed, args.skip_bad_rows)
+    print(describe_audit(args.data, audit), file=sys.stderr)
+    if not len(pairs):
+        raise DataError(f"{args.data}: no pairs left to evaluate")
+    check_ids(pairs.ids, model, args.data)
+    result = report(score_pairs(model, pairs, tokenizer.pad_id, **options), pairs)
+    print(describe(result))
+    if args.output:
+        with replacing(args.output) as file:
+            file.write(json.dumps(result | {"data": args.data, "run": args.run, "audit": audit}, indent=2) + "\n")
+
+
+def command_score(args, model, tokenizer, max_length: int, options: dict) -> None:
+    with replacing(args.output) as out:
+        for chunk in chunks(input_rows(args.input)):
+            sequences = [sequence_of(row, tokenizer, model, max_length, where) for where, row in chunk]
+            rewards = finite(score_sequences(model, sequences, tokenizer.pad_id, **options), chunk)
+            for (_, row), ids, reward in zip(chunk, sequences, rewards):
+                row = row | {"reward": reward}
+                if args.show_token:
+                    token = tokenizer.backend.id_to_token(int(ids[-1]))
+                    row["scored_token"] = {"position": len(ids) - 1, "id": int(ids[-1]), "token": token}
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.flush()
+
+
+def command_rank(args, model, tokenizer, max_length: int, options: dict) -> None:
+    with replacing(args.output) as out:
+        for chunk in chunks(input_rows(args.input), size=64):
+            sequences, sizes = [], []
+            for where, row in chunk:
+                responses = row.get("responses")
+                if not isinstance(responses, list) or not responses:
+                    raise DataError(f"{where}: field 'responses' is not a non-empty list (found: {', '.join(row)})")
+                if "prompt" not in row and "messages" not in row:
+                    raise DataError(f"{where}: no field 'prompt' or 'messages' (found: {', '.join(row)})")
+                prompt = to_messages(row.get("messages", row.get("prompt")), "user", where, "prompt or messages")
+                for i, response in enumerate(responses, 1):
+                    candidate = {"prompt": prompt, "response": response}
+                    sequences.append(sequence_of(candidate, tokenizer, model, max_length, f"{where}: response {i}"))
+                sizes.append(len(responses))
+            rewards = iter(finite(score_sequences(model, sequences, tokenizer.pad_id, **options), None))
+            for (_, row), size in zip(chunk, sizes):
+                scores = list(itertools.islice(rewards, size))
+                order = sorted(range(size), key=lambda i: -scores[i])  # stable: ties keep their order
+                ranked = {"responses": [row["responses"][i] for i in order], "rewards": [scores[i] for i in order]}
+                out.write(json.dumps(row | ranked | {"order": order}, ensure_ascii=False) + "\n")
+            out.flush()
+
+
+def finite(rewards: np.ndarray, chunk: list | None) -> list[float]:
+    bad = np.flatnonzero(~np.isfinite(rewards))
+    if len(bad):
+        raise DataError(f"{chunk[bad[0]][0] if chunk else 'a response'}: the reward is {rewards[bad[0]]}: "
+                        "the model's numbers are broken")
+    return rewards.tolist()
+
+
+def input_rows(path: str | None) -> Iterator[tuple[str, dict]]:
+    """Rows of a file, or of standard input while it comes in."""
+    return read_rows(path) if path else parse_lines(sys.stdin, "standard input")
+
+
+def chunks(rows: Iterable, size: int = 512) -> Iterator[list]:
+    rows = iter(rows)
+    while chunk := list(itertools.islice(rows, size)):
+        yield chunk
+
+
+@contextlib.contextmanager
+def replacing(path: str | None):
+    """A file that takes its name only when it is complete; standard output without a path."""
+    if path is None:
+        yield sys.stdout
+        return
+    temporary = Path(f"{path}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device asked for, else the best there is."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="eval.py"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="report | score | rank")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("run", metavar="RUN", help="folder with config.json, tokenizer.json and safetensors")
+    common.add_argument("--output", metavar="FILE", help="write here instead of to standard output; appears when complete")
+    common.add_argument("--max-length", type=int, help="tokens per sequence (default: what the model was trained on)")
+    common.add_argument("--tokens-per-batch", type=int, default=16384, help="tokens per forward pass, padding included")
+    common.add_argument("--bf16", action="store_true", help="compute in bfloat16 autocast; rewards then move by about 0.01")
+    common.add_argument("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
+    p = commands.add_parser("report", parents=[common], help="evaluate on preference pairs")
+    p.add_argument("--data", required=True, metavar="FILE", help="pairs, in any layout train_rm.py reads")
+    p.add_argument("--skip-bad-rows", action="store_true", help="leave malformed rows out and count them, instead of stopping")
+    p.set_defaults(run_command=command_report)
+    p = commands.add_parser("score", parents=[common], help="a reward for every row")
+    p.add_argument("--input", metavar="FILE", help="JSON lines, each with messages, or prompt and response, or text "
+                   "(already rendered), or input_ids; standard input without it")
+    p.add_argument("--show-token", action="store_true", help="add which token the reward was read at")
+    p.set_defaults(run_command=command_score)
+    p = commands.add_parser("rank", parents=[common], help="order the responses of every row, best first")
+    p.add_argument("--input", metavar="FILE", help="JSON lines, each with prompt (or messages) and responses; standard "
+                   "input without it. `responses` comes back sorted, with `rewards` and the original `order` beside it")
+    p.set_defaults(run_command=command_rank)
+    args = parser.parse_args()
+    try:
+        model = RewardModel.from_pretrained(args.run).to(pick_device(args.device)).eval()
+        tokenizer = Tokenizer.from_folder(args.run)
+        max_length = args.max_length or default_max_length(model, tokenizer)
+        options = {"tokens_per_batch": args.tokens_per_batch, "dtype": torch.bfloat16 if args.bf16 else None}
+        args.run_command(args, model, tokenizer, max_length, options)
+    except (DataError, CheckpointError, OSError) as e:
+        print(f"eval.py: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

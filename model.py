@@ -1,0 +1,475 @@
+"""model.py: token ids in, one reward out.  Read after loss.py.
+
+A reward model is a language model with its last layer exchanged. A decoder turns the tokens of prompt and response
+into one hidden state per token; because attention is causal, only the state of the LAST token has seen everything.
+A single linear map, the value head, reads the reward off that state (Stiennon et al. 2020, §3.4):
+
+    L = Σ attention_mask − 1            index of the last valid token of a row padded on the right
+    r = wᵀ h_L + b                      the reward, in nats: differences are log-odds of being preferred (loss.py)
+
+The decoder is the Llama family's: RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021), grouped-query
+attention (Ainslie et al. 2023), SwiGLU (Shazeer 2020). Module names and config keys are those of Hugging Face, so
+that a checkpoint loads without a translation table and ours opens in transformers as
+<Family>ForSequenceClassification with one label.
+
+Shapes: N sequences (2 per pair: all chosen, then all rejected)   T tokens, padded on the right   D hidden_size
+        H query heads   K key/value heads   P head_dim   V vocab_size   I intermediate_size
+"""
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+SHARD_BYTES = 5 * 10**9  # larger checkpoints are split, as transformers does
+
+
+class CheckpointError(ValueError):
+    """A folder that cannot be loaded as a reward model; the message is one line saying which file and why."""
+
+
+# ---------------------------------------------------------------- configuration
+
+
+# What differs between the families, in the terms of the decoder below. A string names the config key that decides.
+FAMILIES = {
+    "llama":   dict(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
+    "mistral": dict(window=lambda c: True),
+    "qwen2":   dict(qkv_bias=True, window=lambda c: c.get("use_sliding_window", False)),
+    "qwen3":   dict(qkv_bias="attention_bias", o_bias="attention_bias", qk_norm=True,
+                    window=lambda c: c.get("use_sliding_window", False)),
+}
+CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_type -> class prefix
+
+
+@dataclasses.dataclass
+class Config:
+    """The settings that change the arithmetic, under Hugging Face's names; `raw` keeps all others for saving."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: dict | None  # None, or the llama3 rule's five numbers
+    max_position_embeddings: int
+    sliding_window: int | None  # None where no layer uses one
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    initializer_range: float = 0.02
+    raw: dict = dataclasses.field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_dict(cls, raw: dict, where: str = "config.json") -> "Config":
+        """Read a Hugging Face config. A value that changes the arithmetic is never guessed: CheckpointError."""
+
+        def refuse(why: str):
+            raise CheckpointError(f"{where}: {why}")
+
+        def need(key: str, kind: type = int):
+            if key not in raw or raw[key] is None:
+                refuse(f"no {key}; refusing to guess")
+            if isinstance(raw[key], bool) or not isinstance(raw[key], (int, kind)) or raw[key] <= 0:
+                refuse(f"{key} is {raw[key]!r}, not a positive number")
+            return raw[key]
+
+        family = raw.get("model_type")
+        if family not in FAMILIES:
+            refuse(f"model_type {family!r} is not one this decoder computes ({', '.join(FAMILIES)})")
+        if raw.get("hidden_act", "silu") != "silu":
+            refuse(f"hidden_act {raw['hidden_act']!r} is not supported, only 'silu'")
+        if raw.get("quantization_config"):
+            refuse("quantization_config: quantised weights are not supported")
+        hidden_size, heads = need("hidden_size"), need("num_attention_heads")
+
+        # Llama 1 has no grouped heads and says nothing; Qwen3's heads are not hidden_size / heads wide and it must say so.
+        if family == "llama" and raw.get("num_key_value_heads") is None:
+            kv_heads = heads
+        else:
+            kv_heads = need("num_key_value_heads")
+        if family == "qwen3" or raw.get("head_dim") is not None:
+            head_dim = need("head_dim")
+        elif hidden_size % heads:
+            refuse(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}")
+        else:
+            head_dim = hidden_size // heads
+        if heads % kv_heads or head_dim % 2:
+            refuse(f"{heads} heads over {kv_heads} key/value heads of an even head_dim, not {head_dim}: impossible")
+
+        # transformers 5 writes rope_parameters, older versions rope_theta beside rope_scaling.
+        rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        theta = rope.pop("rope_theta", raw.get("rope_theta"))
+        kind = rope.pop("rope_type", rope.pop("type", "default"))
+        rope.pop("type", None)
+        if not isinstance(theta, (int, float)):
+            refuse("no rope_theta; refusing to guess")
+        if float(rope.pop("partial_rotary_factor", raw.get("partial_rotary_factor") or 1.0)) != 1.0:
+            refuse("partial_rotary_factor other than 1 is not supported")
+        needed = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+        if kind == "default" and not rope:
+            rope = None
+        elif kind != "llama3" or set(rope) != needed:
+            refuse(f"rope type {kind!r} with {sorted(rope)} is not supported (default; llama3 with {sorted(needed)})")
+
+        rules = dict(FAMILIES[family])
+        slides = rules.pop("window", lambda c: False)(raw)
+        if "layer_types" in raw and raw["layer_types"] is not None:
+            slides = "sliding_attention" in raw["layer_types"]
+            if other := set(raw["layer_types"]) - {"full_attention", "sliding_attention"}:
+                refuse(f"layer_types {sorted(other)} are not supported")
+        return cls(
+            model_type=family,
+            vocab_size=need("vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=need("intermediate_size"),
+            num_hidden_layers=need("num_hidden_layers"),
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
+            rms_norm_eps=need("rms_norm_eps", float),
+            rope_theta=float(theta),
+            rope_scaling=rope,
+            max_position_embeddings=need("max_position_embeddings"),
+            sliding_window=raw.get("sliding_window") if slides else None,
+            initializer_range=raw.get("initializer_range", 0.02),
+            raw=raw,
+            **{name: bool(raw.get(rule, False)) if isinstance(rule, str) else rule for name, rule in rules.items()},
+        )
+
+
+# ---------------------------------------------------------------- the decoder
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight, computed in float32 (Zhang & Sennrich 2019, eq 4).  (..., D) -> (..., D)"""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * x32.to(x.dtype)
+
+
+def rotary_tables(config: Config, T: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of position · frequency, (T, P) each, in float32: in bfloat16 position 257 would be 256.
+
+    Frequencies are θ^(−2i/P), i = 0 … P/2−1 (Su et al. 2021, eq 15). Llama 3 slows the low ones by `factor`, keeps
+    the high ones and blends in between, by wavelength (as in Meta's `apply_scaling`).
+    """
+    inv_freq = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim)
+    if config.rope_scaling:
+        s = config.rope_scaling
+        wavelength = 2 * math.pi / inv_freq
+        # 0 where the wave is longer than the old context / low_freq_factor, 1 where shorter than … / high_freq_factor
+        keep = (s["original_max_position_embeddings"] / wavelength - s["low_freq_factor"]) / (
+            s["high_freq_factor"] - s["low_freq_factor"]
+        )
+        keep = keep.clamp(0, 1)
+        inv_freq = keep * inv_freq + (1 - keep) * inv_freq / s["factor"]
+    angles = torch.arange(T, device=device).float()[:, None] * inv_freq  # (T, P/2)
+    angles = torch.cat((angles, angles), dim=-1)  # (T, P)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i+P/2}) by its angle: Hugging Face's pairing, not the paper's neighbours.  (N, H, T, P)"""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention: H query heads share K key/value heads.  (N, T, D) -> (N, T, D)"""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        c = config
+        self.head_dim = c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.qkv_bias)
+        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
+        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
+        self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.o_bias)
+        if c.qk_norm:  # Qwen3
+            self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
+            self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        N, T, _ = x.shape
+        q = self.q_proj(x).view(N, T, -1, self.head_dim)  # (N, T, H, P)
+        k = self.k_proj(x).view(N, T, -1, self.head_dim)  # (N, T, K, P)
+        v = self.v_proj(x).view(N, T, -1, self.head_dim)  # (N, T, K, P)
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (N, H or K, T, P)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        # No padding mask: pads sit on the right, and a causal token never looks right. What the pads themselves
+        # compute is never read. So is_causal alone is exact, and it selects the fastest kernel there is.
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        return self.o_proj(out.transpose(1, 2).reshape(N, T, -1))  # (N, T, D)
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x)) (Shazeer 2020, eq 6).  (N, T, D) -> (N, T, D)"""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        D, I, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(D, I, bias=bias)
+        self.up_proj = nn.Linear(D, I, bias=bias)
+        self.down_proj = nn.Linear(I, D, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then MLP, each on a normed copy and added back.  (N, T, D) -> (N, T, D)"""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Token ids -> hidden states after the final norm.  (N, T) -> (N, T, D)
+
+    No dropout, even where a config asks for some: it would make the two rewards of a pair noisy independently, and
+    their difference is all the loss sees.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        T, window = input_ids.shape[1], self.config.sliding_window
+        if window is not None and T > window:
+            raise ValueError(f"{T} tokens are more than this model's sliding_window of {window}, which is not supported")
+        x = self.embed_tokens(input_ids)  # (N, T, D)
+        cos, sin = rotary_tables(self.config, T, x.device)
+        for layer in self.layers:
+            x = layer(x, cos, sin)
+        return self.norm(x)
+
+
+# ---------------------------------------------------------------- the reward model
+
+
+def last_token_index(attention_mask: Tensor) -> Tensor:
+    """Index of the last valid token of each row: Σ mask − 1.  (N, T) -> (N,)
+
+    The mask is the only witness of length. Comparing ids with the pad id instead fails wherever the pad is also the
+    end token, which is common: the reward is then read one token early, or from the middle of the prompt.
+
+    Raises: ValueError unless every row is ones, at least one, then zeros: padded on the left, Σ mask − 1 would point
+            into the text or at a pad, and training would go on, only worse.
+    """
+    last = attention_mask.sum(-1) - 1  # (N,)
+    should_be = torch.arange(attention_mask.shape[1], device=attention_mask.device) <= last[:, None]
+    if not torch.equal(attention_mask.bool(), should_be) or (last < 0).any():
+        raise ValueError("attention_mask must be ones then zeros in every row (padding on the right, no empty row)")
+    return last
+
+
+class RewardModel(nn.Module):
+    """A decoder and a value head: (N, T) token ids -> (N,) rewards in nats."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.folder: Path | None = None  # where it was loaded from; its tokenizer lies there too
+        self.head_origin = "new"
+        self.model = Decoder(config)
+        self.score = nn.Linear(config.hidden_size, 1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Rewards of N sequences padded on the right.
+
+        A sequence has the same reward alone and in any batch, at any padding width, up to float rounding.
+
+        Args:    input_ids, attention_mask: (N, T) integers; what input_ids holds behind the mask does not matter.
+        Returns: (N,) float32.
+        Raises:  ValueError on a mask that is not ones-then-zeros, or T beyond a sliding window.
+        """
+        last = last_token_index(attention_mask)  # (N,)
+        hidden = self.model(input_ids)  # (N, T, D)
+        index = last[:, None, None].expand(-1, 1, hidden.shape[-1])  # (N, 1, D)
+        last_hidden = torch.gather(hidden, dim=1, index=index).squeeze(1)  # (N, D)
+        # The head comes after the gather (N rows of work instead of N·T) and in float32 with autocast off: in
+        # bfloat16 a reward of 5 has steps of 0.03, and close pairs would tie.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.score(last_hidden.float()).squeeze(-1)  # (N,)
+
+    @torch.no_grad()
+    def init_head(self) -> None:
+        """Weights N(0, 1/(D+1)), bias 0 (Stiennon et al. 2020): rewards of size about 1 at first, differences of
+        one prompt's responses much smaller, so training starts near a loss of log 2."""
+        nn.init.normal_(self.score.weight, std=1 / math.sqrt(self.config.hidden_size + 1))
+        nn.init.zeros_(self.score.bias)
+
+    @classmethod
+    def from_scratch(cls, raw_config: dict) -> "RewardModel":
+        """A model of random weights, N(0, initializer_range) as Hugging Face does, norms at 1, with a fresh head."""
+        config = Config.from_dict(raw_config)
+        model = cls(config)
+        for module in model.model.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        model.init_head()
+        return model
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, fresh_head: bool = False) -> "RewardModel":
+        """Load config.json and safetensors (one file, or shards named by an index) as float32.
+
+        A language model's `lm_head` is dropped: its D×V product at every position would be wasted work. A reward head
+        in the checkpoint is always kept. Where there is none, fresh_head=True makes a new one (to train it); without
+        it that is an error, because a random head gives plausible, meaningless rewards.
+
+        Raises: CheckpointError on anything missing, extra, misshapen, unreadable or not supported.
+        """
+        folder = Path(folder)
+        config = Config.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+        with torch.device("meta"):  # names and shapes, no memory: the tensors come from the files
+            model = cls(config)
+        expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        files = _tensor_files(folder)
+        found = {name: shape for file in files for name, shape in _tensor_shapes(file).items()}
+        # Not ours to compute: the language-model head, and rotary tables some old checkpoints carry.
+        ignored = {n for n in found if n == "lm_head.weight" or n.endswith("rotary_emb.inv_freq")}
+
+        has_head = "score.weight" in found
+        optional = {"score.bias"} if has_head else {"score.bias", "score.weight"}
+        missing = sorted(expected.keys() - found.keys() - optional)
+        extra = sorted(found.keys() - expected.keys() - ignored)
+        misshapen = [f"{n} {list(found[n])} instead of {list(expected[n])}"
+                     for n in sorted(expected.keys() & found.keys()) if found[n] != expected[n]]
+        problems = [f"{what}: {_few(names)}" for what, names in
+                    (("missing", missing), ("not expected", extra), ("wrong shape", misshapen)) if names]
+        if problems:
+            raise CheckpointError(f"{folder}: tensors do not fit config.json; " + "; ".join(problems))
+        if not has_head and not fresh_head:
+            raise CheckpointError(f"{folder}: no reward head (score.weight): a language model, not yet a reward model")
+
+        for file in files:
+            with safe_open(file, "pt") as tensors:
+                state = {n: tensors.get_tensor(n).float() for n in tensors.keys() if n in expected}
+            model.load_state_dict(state, strict=False, assign=True)
+        if not has_head:
+            model.score.to_empty(device="cpu")
+            model.init_head()
+        elif "score.bias" not in found:  # transformers and TRL have none
+            model.score.bias = nn.Parameter(torch.zeros(1))
+        model.folder, model.head_origin = folder, "kept" if has_head else "new"
+        return model
+
+    def save_pretrained(self, folder: str | Path, pad_token_id: int) -> None:
+        """Write config.json and safetensors that transformers opens as a classifier with one label.
+
+        transformers has no bias on this head. A bias of 0 (it is never trained without the centering penalty) is left
+        out; another one is written as `score.bias`, which shifts every reward equally and which transformers ignores.
+
+        pad_token_id must not be a token a text can end with: transformers finds the last token by comparing with it.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        raw = dict(self.config.raw)
+        raw.pop("torch_dtype", None)
+        raw |= {
+            "architectures": [CLASSES[self.config.model_type] + "ForSequenceClassification"],
+            # Without one label transformers makes a head of two; without "regression" its pipeline applies a sigmoid.
+            "num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}, "problem_type": "regression",
+            "pad_token_id": pad_token_id, "dtype": "float32",
+        }
+        (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+
+        state = {n: p.detach().cpu().contiguous() for n, p in self.named_parameters()}
+        if not self.score.bias.any():
+            del state["score.bias"]
+        shards, room = [{}], SHARD_BYTES
+        for name, tensor in state.items():
+            size = tensor.numel() * tensor.element_size()
+            if size > room and shards[-1]:
+                shards.append({})
+                room = SHARD_BYTES
+            shards[-1][name] = tensor
+            room -= size
+        if len(shards) == 1:
+            save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+            return
+        names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+        for name, shard in zip(names, shards):
+            save_file(shard, folder / name, metadata={"format": "pt"})
+        index = {"metadata": {"total_size": sum(t.numel() * t.element_size() for t in state.values())},
+                 "weight_map": {tensor: name for name, shard in zip(names, shards) for tensor in shard}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+# ---------------------------------------------------------------- reading files
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file; CheckpointError in one line where that fails."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise CheckpointError(f"{path}: {e.strerror or e}") from None
+    except ValueError as e:
+        raise CheckpointError(f"{path}: not JSON ({e})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return value
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if not index.exists():
+        raise CheckpointError(f"{folder}: no model.safetensors (only safetensors are read, never pickled .bin)")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: no weight_map")
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name:  # no path from a file leaves its folder
+            raise CheckpointError(f"{index}: {name!r} is not a file name in this folder")
+    return [folder / name for name in sorted(set(weight_map.values()))]
+
+
+def _tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(file, "pt") as tensors:
+            return {n: tuple(tensors.get_slice(n).get_shape()) for n in tensors.keys()}
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(f"{file}: not a complete safetensors file ({e})") from None
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

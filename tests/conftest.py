@@ -1,0 +1,53 @@
+"""What several test files need: the project's folder on the path, tiny models and tokenizers, the optional shared data."""
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+sys.path.insert(0, str(ROOT))
+
+import pytest
+import tokenizers
+import torch
+
+from data import Tokenizer
+from model import RewardModel
+
+# For tests on real data and real tokenizers, which a clone does not carry.
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared: data and weights used in development")
+
+TINY = {
+    "model_type": "llama", "vocab_size": 400, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 128,
+    "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "hidden_act": "silu", "initializer_range": 0.3,
+}
+
+
+def tiny_model(seed: int = 0, **settings) -> RewardModel:
+    """A random decoder with weights large enough that every token matters."""
+    torch.manual_seed(seed)
+    return RewardModel.from_scratch(TINY | settings).eval()
+
+
+def tiny_tokenizer(template: str | None = None, bos: bool = False, specials: tuple[str, ...] = (), **config) -> Tokenizer:
+    """A byte-level tokenizer that knows every byte, with <s>, </s> and <pad>; with bos, one that prepends <s> by itself."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>", "<s>", "</s>", *specials], show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    backend.train_from_iterator(["the cat sat on the mat and the dog did not"] * 3, trainer)
+    if bos:
+        backend.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    config = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"} | config
+    return Tokenizer(backend, config | ({"chat_template": template} if template else {}))
+
+
+def save_run(folder: Path, model: RewardModel, tokenizer: Tokenizer, max_length: int = 128) -> Path:
+    """A run folder as training leaves it, without the training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, tokenizer.pad_id)
+    tokenizer.save(folder, max_length)
+    return folder

@@ -1,0 +1,87 @@
+"""Write tests/fixtures/: tiny random models, and what transformers computes with them.
+
+Not run by the tests. In an environment of its own:  pip install transformers==5.23.0 torch && python tests/make_fixtures.py
+Every fixture is a ...ForSequenceClassification folder as transformers saves it, with expected.safetensors beside it.
+"""
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+HERE = Path(__file__).parent / "fixtures"
+SMALL = dict(vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=2, max_position_embeddings=64,
+             num_labels=1, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=16)
+CASES = {
+    # grouped heads, head_dim other than hidden_size / heads, tied embeddings, llama3 rope, several files
+    "llama": (dict(num_attention_heads=4, num_key_value_heads=2, head_dim=10, tie_word_embeddings=True,
+                   rope_parameters=LLAMA3), "8KB"),
+    # biases everywhere Llama can have them
+    "llama-bias": (dict(num_attention_heads=3, num_key_value_heads=1, attention_bias=True, mlp_bias=True), "1GB"),
+    "mistral": (dict(num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=None), "1GB"),
+    "qwen2": (dict(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True), "1GB"),  # bias on q, k, v only
+    "qwen3": (dict(num_attention_heads=4, num_key_value_heads=2, head_dim=12), "1GB"),  # norms on queries and keys
+}
+# Chat templates as their authors publish them, short enough to stand here; the goldens are transformers' rendering.
+TEMPLATES = {
+    "zephyr": "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n"
+              "{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n"
+              "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
+              "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}",
+    "llama3": "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
+              "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+              "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
+              "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+}
+DIALOGUE = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Two words,\nplease: 1 < 2? "},
+            {"role": "assistant", "content": "Yes, é."}]
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    for name, (settings, shard) in CASES.items():
+        folder = HERE / name
+        shutil.rmtree(folder, ignore_errors=True)
+        config = transformers.AutoConfig.for_model(name.split("-")[0], **SMALL, **settings)
+        model = transformers.AutoModelForSequenceClassification.from_config(config).eval().float()
+        for parameter in model.parameters():  # biases and norms too, and large enough that a mistake shows
+            torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1) * 0.5, std=0.3)
+        model.save_pretrained(folder, max_shard_size=shard)
+
+        lengths = torch.tensor([40, 1, 17])
+        input_ids = torch.randint(3, 48, (3, 40))
+        attention_mask = (torch.arange(40) < lengths[:, None]).long()
+        input_ids[attention_mask == 0] = 0
+        with torch.no_grad():
+            out = model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        hidden = out.hidden_states[-1] * attention_mask[..., None]  # after the final norm; pads are nobody's business
+        save_file(dict(input_ids=input_ids, attention_mask=attention_mask, hidden=hidden.contiguous(),
+                       rewards=out.logits[:, 0].contiguous()), folder / "expected.safetensors")
+
+    rendered = {}
+    for name, template in TEMPLATES.items():
+        backend = transformers.PreTrainedTokenizerFast(tokenizer_object=_nothing(), bos_token="<s>", eos_token="</s>")
+        backend.chat_template = template
+        rendered[name] = {
+            "template": template, "messages": DIALOGUE,
+            "full": backend.apply_chat_template(DIALOGUE, tokenize=False),
+            "prompt": backend.apply_chat_template(DIALOGUE[:2], tokenize=False, add_generation_prompt=True),
+        }
+    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+    text = json.dumps({"made_with": versions, "templates": rendered}, indent=1, ensure_ascii=False)
+    (HERE / "templates.json").write_text(text + "\n", encoding="utf-8")
+    print(versions)
+
+
+def _nothing():
+    import tokenizers
+
+    return tokenizers.Tokenizer(tokenizers.models.BPE())
+
+
+if __name__ == "__main__":
+    main()

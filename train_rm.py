@@ -1,0 +1,594 @@
+"""train_rm.py: train a reward model from human choices.  Read last; it uses loss, model, data and eval.
+
+    python train_rm.py                                                  the toy world: no download, about a minute
+    python train_rm.py --data pairs.jsonl                               a small model from scratch on your pairs
+    python train_rm.py --model DIR --data pairs.jsonl --epochs 1        from pretrained weights, as one would for RLHF
+    torchrun --nproc-per-node 8 train_rm.py --model DIR --data …        the same on eight GPUs
+
+One optimizer step, on --batch-size pairs (x, y_w, y_l) drawn without replacement:
+
+    r_w, r_l = rewards of chosen and rejected                            one forward pass (model.py)
+    θ ← AdamW(θ, ∇ mean −log σ(r_w − r_l))                               (loss.py; Ouyang et al. 2022, eq 1)
+
+--gradient-accumulation-steps and the number of processes share out those pairs; they do not change the step.
+"""
+import argparse
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from data import DataError, Tokenizer, collate, describe_audit, encode_preferences, parse_preference, read_preferences
+from data import gold_reward, split_by_prompt, step_batches, toy_preferences
+from eval import check_ids, default_max_length, describe, pick_device, report, score, score_pairs
+from loss import bradley_terry_loss, pairwise_accuracy
+from model import CheckpointError, RewardModel, read_json
+
+# ---------------------------------------------------------------- options
+
+
+def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
+    """Command line -> options. Those whose default depends on others are filled in, so vars(args) tells all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("what to learn from").add_argument
+    add("--model", metavar="DIR", help="folder with config.json, tokenizer.json and safetensors to start from; a reward head "
+        "in it is kept, otherwise a new one is made (default: a small decoder from scratch)")
+    add("--data", nargs="+", metavar="FILE", help="preference pairs, .jsonl or .json, .gz or not, or a folder; for the layouts "
+        "see data.py (default: the toy world)")
+    add("--eval-data", nargs="+", metavar="FILE", help="held-out pairs (default: hold out some prompts of --data)")
+    add("--eval-fraction", type=float, default=0.1, help="share of prompts to hold out (default: %(default)s)")
+    add("--max-length", type=int, help="tokens per prompt + response (default: what the model takes, at most 1024)")
+    add("--too-long", choices=["shorten-prompt", "drop"], default="shorten-prompt", help="what to do with longer pairs: cut the "
+        "oldest tokens of the prompt (never a response), or leave the pair out (default: %(default)s)")
+    add("--skip-bad-rows", action=argparse.BooleanOptionalAction, default=False, help="leave malformed rows out and count them, "
+        "instead of stopping at the first")
+    add("--toy-pairs", type=int, default=48000, help="size of the toy world, held-out pairs included (default: %(default)s)")
+
+    add = parser.add_argument_group("a model from scratch (without --model)").add_argument
+    add("--hidden-size", type=int, default=64, help="width D (default: %(default)s)")
+    add("--num-hidden-layers", type=int, default=2, help="(default: %(default)s)")
+    add("--num-attention-heads", type=int, default=4, help="(default: %(default)s)")
+    add("--vocab-size", type=int, default=4096, help="byte-level BPE tokens, at most (default: %(default)s)")
+
+    add = parser.add_argument_group("how long and how fast").add_argument
+    add("--epochs", type=float, default=1.0, help="passes over the training pairs (default: %(default)s)")
+    add("--max-steps", type=int, help="optimizer steps, instead of --epochs")
+    add("--batch-size", type=int, default=32, help="pairs per optimizer step, over all processes (default: %(default)s)")
+    add("--gradient-accumulation-steps", type=int, default=1, help="cut each process's share of the step into this many "
+        "forward passes, to save memory; the step stays the same (default: %(default)s)")
+    add("--lr", type=float, help="peak learning rate (default: 1e-5 with --model, 1e-3 from scratch)")
+    add("--lr-scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="decay to 0 after the warmup "
+        "(default: %(default)s)")
+    add("--warmup-ratio", type=float, default=0.05, help="share of steps with a rising learning rate (default: %(default)s)")
+    add("--weight-decay", type=float, default=0.01, help="AdamW's, on matrices only (default: %(default)s)")
+    add("--max-grad-norm", type=float, default=1.0, help="clip the gradient's 2-norm to this (default: %(default)s)")
+
+    add = parser.add_argument_group("the loss").add_argument
+    add("--label-smoothing", type=float, default=0.0, help="known share of flipped labels, 0 to 0.5 (default: %(default)s)")
+    add("--center-rewards-coefficient", type=float, default=0.0, help="penalty on (r_w + r_l)², keeps rewards around 0; TRL "
+        "suggests 0.01 (default: %(default)s)")
+
+    add = parser.add_argument_group("the machine").add_argument
+    add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one; under torchrun each process has its own)")
+    add("--bf16", action=argparse.BooleanOptionalAction, default=False, help="bfloat16 autocast, float32 weights")
+    add("--fp16", action=argparse.BooleanOptionalAction, default=False, help="float16 autocast with loss scaling, float32 weights")
+    add("--seed", type=int, default=0, help="of initial weights, split, order and toy world (default: %(default)s)")
+
+    add = parser.add_argument_group("what to keep").add_argument
+    add("--output", metavar="DIR", help="run folder (default: runs/toy, or runs/ and the name of the data)")
+    add("--resume", nargs="?", const="newest", metavar="CHECKPOINT", help="go on from the newest checkpoint in --output, or from "
+        "this one, exactly as if never interrupted; give the same options again")
+    add("--logging-steps", type=int, default=10, help="steps between lines of metrics.jsonl (default: %(default)s)")
+    add("--eval-steps", type=int, help="steps between evaluations (default: four in a run)")
+    add("--save-steps", type=int, default=500, help="steps between checkpoints; Ctrl-C writes one too (default: %(default)s)")
+    add("--save-total-limit", type=int, default=1, help="checkpoints kept; 0 keeps all (default: %(default)s)")
+    args = parser.parse_args(argv)
+
+    for name in ("batch_size", "gradient_accumulation_steps", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                 "toy_pairs", "logging_steps", "eval_steps", "save_steps", "max_steps", "max_length", "epochs", "lr", "max_grad_norm"):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
+            parser.error(f"--{name.replace('_', '-')} must be more than 0, not {getattr(args, name)}")
+    if not 0 < args.eval_fraction < 1:
+        parser.error(f"--eval-fraction is a share between 0 and 1, not {args.eval_fraction}")
+    for name, top in (("label_smoothing", 0.5), ("warmup_ratio", 1)):
+        if not 0 <= getattr(args, name) < top:
+            parser.error(f"--{name.replace('_', '-')} is a share from 0 to {top}, not {getattr(args, name)}")
+    for name in ("center_rewards_coefficient", "weight_decay", "save_total_limit"):
+        if not getattr(args, name) >= 0:
+            parser.error(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(args, name)}")
+    if args.vocab_size < 300:
+        parser.error("--vocab-size must be 300 or more: 256 bytes, 2 special tokens and some merges")
+    if args.hidden_size % (2 * args.num_attention_heads):
+        parser.error(f"--hidden-size {args.hidden_size} is not a multiple of twice {args.num_attention_heads} heads")
+    if args.bf16 and args.fp16:
+        parser.error("choose one of --bf16 and --fp16")
+    ranks = world()[1]
+    if args.batch_size % (args.gradient_accumulation_steps * ranks):
+        parser.error(f"--batch-size {args.batch_size} is not a multiple of {args.gradient_accumulation_steps} "
+                     f"--gradient-accumulation-steps x {ranks} processes")
+    if args.eval_data and not args.data:
+        parser.error("--eval-data needs --data")
+    if args.lr is None:
+        args.lr = 1e-5 if args.model else 1e-3
+    if args.output is None:
+        source = Path(args.data[0]).absolute() if args.data else None
+        args.output = "runs/toy" if source is None else f"runs/{source.parent.name}-{source.name.split('.')[0]}"
+    return args
+
+
+# ---------------------------------------------------------------- what training starts from
+
+
+def load_preferences(args) -> tuple[list, list, dict]:
+    """Training and held-out preferences, and how many malformed rows each source had."""
+    if args.data is None:
+        rows = list(toy_preferences(args.toy_pairs, args.seed))
+        preferences = [parse_preference(row, f"toy:{i + 1}") for i, row in enumerate(rows)]
+        train, held_out = split_by_prompt(preferences, 1 / 6, args.seed)
+        return train, held_out, {"train": 0, "held out": 0}
+
+    def read(paths):
+        parts = [read_preferences(path, args.skip_bad_rows) for path in paths]
+        return [p for preferences, _ in parts for p in preferences], sum(malformed for _, malformed in parts)
+
+    train, malformed = read(args.data)
+    if args.eval_data is None:
+        return *split_by_prompt(train, args.eval_fraction, args.seed), {"train": malformed, "held out": 0}
+    held_out, malformed_held_out = read(args.eval_data)
+    trained = {p.key() for p in train}
+    if shared := sum(p.key() in trained for p in held_out):
+        say(f"warning: {shared} of {len(held_out)} evaluation pairs have a prompt that is trained on too")
+    return train, held_out, {"train": malformed, "held out": malformed_held_out}
+
+
+def build_model(args, train: list, resume: Path | None) -> tuple[RewardModel, Tokenizer]:
+    """The model to train and its tokenizer: from a checkpoint, from --model, or from scratch."""
+    torch.manual_seed(args.seed)
+    if source := resume or args.model:
+        model, tokenizer = RewardModel.from_pretrained(source, fresh_head=not resume), Tokenizer.from_folder(source)
+        return model, tokenizer
+    texts = [m["content"] for p in train for m in (*p.prompt, *p.chosen, *p.rejected)]
+    tokenizer = Tokenizer.train([*texts, "User: Assistant: System:"], args.vocab_size)
+    model = RewardModel.from_scratch({
+        "model_type": "llama", "vocab_size": tokenizer.backend.get_vocab_size(), "hidden_size": args.hidden_size,
+        "intermediate_size": 8 * -(-args.hidden_size // 3), "num_hidden_layers": args.num_hidden_layers,
+        "num_attention_heads": args.num_attention_heads, "num_key_value_heads": args.num_attention_heads,
+        "head_dim": args.hidden_size // args.num_attention_heads, "max_position_embeddings": args.max_length or 1024,
+        "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "hidden_act": "silu", "initializer_range": round(0.8 / math.sqrt(args.hidden_size), 4),
+        "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False,
+        "bos_token_id": None, "eos_token_id": tokenizer.end_id,
+    })
+    return model, tokenizer
+
+
+def make_optimizer(model: RewardModel, args) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) with weight decay on matrices only: a decayed norm or bias serves nothing."""
+    # The head's bias cancels in every difference, so its Bradley-Terry gradient is rounding noise, which Adam would blow
+    # up to steps of size lr. It trains only where the centering penalty gives it a gradient.
+    model.score.bias.requires_grad_(args.center_rewards_coefficient > 0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": args.weight_decay},
+              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=args.lr)
+
+
+def learning_rate(step: int, total: int, args) -> float:
+    """Linear warmup to args.lr, then cosine or linear decay to 0 at the end, or no decay."""
+    warmup = math.ceil(args.warmup_ratio * total)
+    if step < warmup:
+        return args.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return args.lr * {"cosine": 0.5 + 0.5 * math.cos(math.pi * progress), "linear": 1 - progress, "constant": 1.0}[args.lr_scheduler]
+
+
+# ---------------------------------------------------------------- run folder and checkpoints
+
+
+def world() -> tuple[int, int]:
+    """This process's number and how many there are; torchrun sets both."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def autocast_dtype(args) -> torch.dtype | None:
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+
+
+def say(text: str) -> None:
+    """Print, once for all processes, above a progress bar where there is one."""
+    if world()[0] == 0:
+        tqdm.write(text)
+        sys.stdout.flush()
+
+
+def check_output(output: Path) -> None:
+    """Fail before the work, not after it, where the run folder cannot be made.  Raises: OSError, DataError."""
+    existing = next(p for p in (output, *output.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise DataError(f"--output {output}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise DataError(f"--output {output}: no permission to write in {existing}")
+    if output.exists() and any(output.iterdir()) and not (output / "options.json").exists():
+        raise DataError(f"--output {output}: holds files that are not a run's; choose a new folder")
+
+
+def open_run_folder(output: Path) -> None:
+    """Make the folder. A run that is already there is moved aside, never overwritten."""
+    if (output / "options.json").exists():
+        number = next(i for i in range(1, 10**6) if not output.with_name(f"{output.name}.{i}").exists())
+        output.rename(output.with_name(f"{output.name}.{number}"))
+        say(f"an earlier run was in {output}; it is now in {output}.{number}")
+    output.mkdir(parents=True, exist_ok=True)
+
+
+def write_folder(folder: Path, write) -> None:
+    """Call write(temporary folder), sync what it wrote, give it its name: complete or not there at all.
+
+    Into a folder that exists the files move one by one in the order of their names, so model.safetensors comes behind
+    the config it needs.
+    """
+    temporary = folder / "tmp" if folder.exists() else folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    write(temporary)
+    for file in temporary.iterdir():
+        with open(file, "rb") as f:
+            os.fsync(f.fileno())
+    if folder.exists():
+        for file in sorted(temporary.iterdir()):
+            os.replace(file, folder / file.name)
+        temporary.rmdir()
+    else:
+        os.rename(temporary, folder)
+    handle = os.open(folder.parent, os.O_RDONLY)  # the new name too
+    os.fsync(handle)
+    os.close(handle)
+
+
+def save_checkpoint(folder: Path, model, tokenizer, optimizer, state: dict, max_length: int) -> None:
+    """Everything the next step depends on. The data's place is the step number, see data.step_batches."""
+
+    def write(temporary: Path):
+        model.save_pretrained(temporary, tokenizer.pad_id)
+        tokenizer.save(temporary, max_length)
+        tensors = {"random_state": torch.get_rng_state()}
+        for name, p in model.named_parameters():
+            for key, value in optimizer.state.get(p, {}).items():  # exp_avg, exp_avg_sq, step
+                tensors[f"{key}/{name}"] = value.detach().cpu().contiguous()
+        save_file(tensors, temporary / "optimizer.safetensors")
+        (temporary / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+    write_folder(folder, write)
+
+
+def load_checkpoint(folder: Path, model, optimizer, scaler, args, fingerprint: str) -> tuple[int, np.ndarray]:
+    """Put back optimizer and random state (the model was built from this folder) -> steps done, sums since the last log.
+
+    Raises: DataError where the checkpoint belongs to another model, other options or other data.
+    """
+    state = read_json(folder / "trainer_state.json")
+    for option, there in state["options"].items():
+        if (here := decisive(args).get(option)) != there:
+            raise DataError(f"--resume {folder}: made with --{option.replace('_', '-')} {there}, not {here}")
+    if state["data_fingerprint"] != fingerprint:
+        raise DataError(f"--resume {folder}: made with other training data")
+    tensors = load_file(folder / "optimizer.safetensors")
+    torch.set_rng_state(tensors.pop("random_state"))
+    parameters = dict(model.named_parameters())
+    for full_name, value in tensors.items():
+        key, name = full_name.split("/")
+        p = parameters[name]
+        optimizer.state[p][key] = value if key == "step" else value.to(p.device)
+    scaler.load_state_dict(state["scaler"])
+    return state["step"], np.array(state["window"])
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first."""
+    found = [p for p in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+
+def find_checkpoint(args) -> Path:
+    """The checkpoint --resume means.  Raises: DataError where there is none."""
+    if args.resume == "newest" and not checkpoints(Path(args.output)):
+        raise DataError(f"--resume: no checkpoint in {args.output}")
+    folder = checkpoints(Path(args.output))[-1] if args.resume == "newest" else Path(args.resume)
+    if not (folder / "trainer_state.json").exists():
+        raise DataError(f"--resume {folder}: no trainer_state.json, so not a checkpoint of train_rm.py")
+    return folder
+
+
+def decisive(args) -> dict:
+    """The options that decide what is learned. The others may differ between a run and its continuation."""
+    free = {"output", "resume", "data", "eval_data", "device", "gradient_accumulation_steps", "logging_steps", "eval_steps",
+            "save_steps", "save_total_limit"}
+    return {k: v for k, v in vars(args).items() if k not in free}
+
+
+# ---------------------------------------------------------------- the loop
+
+LOGGED = ("loss", "accuracy", "mean_margin", "mean_reward", "mean_abs_reward")  # means over pairs; rewards in nats
+
+
+def accumulate_gradients(model, pairs, runs: list[np.ndarray], n: int, args, pad_id: int, scaler) -> torch.Tensor:
+    """Add the gradient of a step's mean loss to the parameters, one micro-batch after the other.
+
+    Each pair weighs 1/n, whatever micro-batch and rank it is in, so that accumulation and ranks take the step of the big
+    batch, ragged last step included. (The usual `loss / accumulation_steps` gives pairs of a small micro-batch more weight.)
+
+    Args:    model: a RewardModel or its DistributedDataParallel.  runs: this rank's micro-batches, arrays of pair numbers.
+             n: pairs of the step over all ranks.
+    Returns: (6,) sums over this rank's pairs: what LOGGED names, and the number of pairs.
+    """
+    device, ranks = next(model.parameters()).device, world()[1]
+    idle = not runs  # an epoch's tail can be smaller than the number of ranks: join in with weight 0, or the others wait
+    sums = torch.zeros(6, device=device)
+    for i, index in enumerate([np.array([0])] if idle else runs):
+        input_ids, attention_mask, margin = (t.to(device) for t in collate(pairs, index, pad_id))
+        last = idle or i == len(runs) - 1  # ranks exchange gradients once, in the last backward pass
+        with contextlib.nullcontext() if ranks == 1 or last else model.no_sync():
+            with torch.autocast(device.type, autocast_dtype(args), enabled=args.bf16 or args.fp16):
+                rewards = model(input_ids, attention_mask)  # (2B,)
+            r_chosen, r_rejected = rewards.chunk(2)  # (B,) each
+            loss = bradley_terry_loss(r_chosen, r_rejected, margin, args.label_smoothing, args.center_rewards_coefficient)
+            # DDP averages over ranks, hence the factor.
+            scaler.scale(loss * (0 if idle else len(index) * ranks / n)).backward()
+        if not idle:
+            with torch.no_grad():
+                accuracy, _ = pairwise_accuracy(r_chosen, r_rejected)
+                gap = (r_chosen - r_rejected).mean()
+                sums += len(index) * torch.stack([loss, accuracy, gap, rewards.mean(), rewards.abs().mean(), torch.ones_like(loss)])
+    return sums
+
+
+def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path | None) -> bool:
+    """Train in place, log and save. False where a signal stopped it early; a checkpoint is then written."""
+    (rank, ranks), output, device = world(), Path(args.output), next(model.parameters()).device
+    per_epoch = math.ceil(len(pairs) / args.batch_size)
+    total = args.max_steps or max(1, math.ceil(args.epochs * per_epoch))
+    eval_steps = args.eval_steps or math.ceil(total / 4)
+
+    optimizer = make_optimizer(model, args)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.fp16)  # passes everything through unless enabled
+    fingerprint = hashlib.sha256(pairs.ids.tobytes() + pairs.offsets.tobytes() + pairs.margin.tobytes()).hexdigest()
+    start, window = 0, np.zeros(6)  # window: sums since the last logged line
+    if resume:
+        start, window = load_checkpoint(resume, model, optimizer, scaler, args, fingerprint)
+        say(f"resumed from {resume} at step {start}")
+    parallel = torch.nn.parallel.DistributedDataParallel(model) if ranks > 1 else model
+
+    with stop_signals() as stop, metrics_log(output, start) as log, progress_bar(total, start) as bar:
+        began, pairs_done = time.perf_counter(), 0
+        for step in range(start, total):
+            # evaluate
+            if step and step % eval_steps == 0:
+                result = report(score_pairs(model, held_out, tokenizer.pad_id, dtype=autocast_dtype(args)), held_out)
+                log({"step": step, "eval_loss": result["loss"], "eval_accuracy": result["accuracy"],
+                     "eval_accuracy_ci95": result["accuracy_ci95"], "eval_mean_margin": result["mean_margin"]})
+                say(f"step {step}/{total}  held-out {headline(result)}")
+
+            # set the learning rate
+            lr = learning_rate(step, total, args)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            # micro-batches
+            runs, n = step_batches(pairs, step, args.batch_size, args.gradient_accumulation_steps, rank, ranks, args.seed)
+            sums = accumulate_gradients(parallel, pairs, runs, n, args, tokenizer.pad_id, scaler)
+
+            # clip, step
+            scaler.unscale_(optimizer)
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm).item()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+
+            # log the mean over all pairs and ranks since the last line
+            done, pairs_done = step + 1, pairs_done + n
+            sums = torch.cat([sums, sums.new_tensor([float(bool(stop))])]).double()  # ranks agree whether to stop
+            if ranks > 1:
+                dist.all_reduce(sums)
+            *sums, stopping = sums.tolist()
+            if not math.isfinite(sums[0]):
+                raise DataError(f"step {done}: the loss is {sums[0]}; a lower --lr, or --bf16 instead of --fp16, may help")
+            window += sums
+            if done % args.logging_steps == 0 or done == total:
+                means = dict(zip(LOGGED, (window / window[5]).tolist()))
+                elapsed = time.perf_counter() - began
+                log({"step": done, "epoch": done / per_epoch, **means, "grad_norm": grad_norm, "lr": lr,
+                     "pairs_per_second": pairs_done / elapsed})
+                window = np.zeros(6)
+                status = f"loss {means['loss']:.3f}  acc {means['accuracy']:.3f}  {pairs_done / elapsed:.0f} pairs/s"
+                bar.set_postfix_str(status)
+                if bar.disable:
+                    say(f"step {done}/{total}  {status}  {(total - done) * elapsed / (done - start):.0f} s left")
+            bar.update()
+
+            # save
+            if stopping or (done % args.save_steps == 0 and done < total):
+                if rank == 0:
+                    state = {"step": done, "window": window.tolist(), "data_fingerprint": fingerprint,
+                             "options": decisive(args), "scaler": scaler.state_dict()}
+                    save_checkpoint(output / f"checkpoint-{done}", model, tokenizer, optimizer, state, max_length)
+                    drop_old_checkpoints(output, args.save_total_limit)
+                if ranks > 1:
+                    dist.barrier()
+            if stopping:
+                return False
+    return True
+
+
+def headline(result: dict) -> str:
+    """The one figure a line has room for, with its error and what to hold it against."""
+    low, high = result["accuracy_ci95"]
+    ceiling = f" (ceiling {result['ceiling_accuracy']:.3f})" if "ceiling_accuracy" in result else ""
+    return f"loss {result['loss']:.3f}  acc {result['accuracy']:.3f} ± {(high - low) / 2:.3f}{ceiling}"
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """A list that is empty until Ctrl-C (or a cluster's SIGTERM), which asks to stop after the step; a second one stops
+    at once."""
+    received: list[int] = []
+
+    def on_signal(number, frame):
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def metrics_log(output: Path, start: int):
+    """A function that appends a line to metrics.jsonl (rank 0's alone). Lines of steps that will be done again go first,
+    and so does an evaluation at `start`: it comes before the next step."""
+    if world()[0] > 0:
+        yield lambda line: None
+        return
+    path = output / "metrics.jsonl"
+    lines = [line for line in path.read_text("utf-8").splitlines(True) if line.endswith("\n")] if path.exists() else []
+    kept = [line for line in lines if (record := json.loads(line))["step"] + ("eval_loss" in record) <= start]
+    temporary = path.with_name("metrics.jsonl.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+    with open(path, "a", encoding="utf-8") as file:
+        yield lambda line: (file.write(json.dumps(line) + "\n"), file.flush())
+
+
+def progress_bar(total: int, start: int) -> tqdm:
+    """A bar on a terminal; elsewhere a disabled one, and the loop prints plain lines."""
+    return tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=world()[0] > 0 or not sys.stderr.isatty())
+
+
+def drop_old_checkpoints(output: Path, limit: int) -> None:
+    for path in checkpoints(output)[:-limit] if limit else []:
+        shutil.rmtree(path)
+
+
+# ---------------------------------------------------------------- from start to end
+
+
+def run(args) -> int:
+    """Options -> run folder. Returns the exit status."""
+    output, started = Path(args.output), time.perf_counter()
+    check_output(output)
+    resume = find_checkpoint(args) if args.resume else None
+
+    # data, model
+    train_set, eval_set, malformed = load_preferences(args)
+    model, tokenizer = build_model(args, train_set, resume)
+    limit = model.config.sliding_window or model.config.max_position_embeddings
+    limit = min(limit, model.config.max_position_embeddings)
+    max_length = args.max_length or min(1024, default_max_length(model, tokenizer))
+    if max_length > limit:
+        raise DataError(f"--max-length {max_length} is more than the {limit} tokens this model takes")
+    drop = args.too_long == "drop"
+    pairs, audit = encode_preferences(train_set, tokenizer, max_length, drop, malformed["train"], args.skip_bad_rows)
+    held_out, eval_audit = encode_preferences(eval_set, tokenizer, max_length, drop, malformed["held out"], args.skip_bad_rows)
+    say(describe_audit("train", audit))
+    say(describe_audit("held out", eval_audit))
+    for name, part in (("training", pairs), ("evaluation", held_out)):
+        if not len(part):
+            raise DataError(f"no {name} pairs left; the audit above says why")
+        check_ids(part.ids, model, f"{name} data")
+    model.to(args.device)
+    size = sum(p.numel() for p in model.parameters())
+    head = "continued from a checkpoint" if resume else model.head_origin
+    say(f"model: {size / 1e6:.1f}M parameters, {model.config.vocab_size} tokens, value head {head}; reward read at {tokenizer.end_token!r}")
+
+    # run folder
+    if world()[0] == 0:
+        if not resume:
+            open_run_folder(output)
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+        options = vars(args) | {"device": str(args.device), "versions": versions, "audit": {"train": audit, "held out": eval_audit}}
+        (output / "options.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+        if args.data is None:
+            with open(output / "held_out.jsonl", "w", encoding="utf-8") as file:
+                for p in eval_set:
+                    row = {"prompt": p.prompt[0]["content"], "chosen": p.chosen[0]["content"], "rejected": p.rejected[0]["content"]}
+                    file.write(json.dumps(row | {"gold_chosen": p.gold[0], "gold_rejected": p.gold[1]}) + "\n")
+    if dist.is_initialized():
+        dist.barrier()
+
+    # train, evaluate, save
+    if not train(args, model, tokenizer, pairs, held_out, max_length, resume):
+        say(f"stopped; the same command with --resume goes on from the checkpoint in {output}")
+        return 130
+    result = report(score_pairs(model, held_out, tokenizer.pad_id), held_out)
+    if world()[0] == 0:
+        def write(folder: Path):
+            model.save_pretrained(folder, tokenizer.pad_id)
+            tokenizer.save(folder, max_length)
+            (folder / "report.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+        write_folder(output, write)
+    say(f"\n{describe(result)}\n")
+    if args.data is None:
+        summarise_toy(model, tokenizer, result, output)
+    say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
+        f"  python eval.py report {output} --data {output / 'held_out.jsonl' if args.data is None else (args.eval_data or args.data)[0]}\n"
+        f"  echo '{{\"prompt\": \"Which colour is grass?\", \"response\": \"It is green.\"}}' | python eval.py score {output}")
+    return 0
+
+
+def summarise_toy(model, tokenizer, result: dict, output: Path) -> None:
+    """What the toy run shows, in words, with a few scored answers."""
+    say(f"Labels are drawn at random from the true rewards, so not even they can beat {result['ceiling_accuracy']:.1%} on these pairs;\n"
+        f"the model reaches {result['accuracy']:.1%}. Learned and true rewards of one prompt's responses correlate by "
+        f"{result['gold_correlation']:.3f}.\n")
+    prompt = "Which colour is grass?"
+    responses = ["I am happy to help. It is green. Painters mix it often.", "It is green.", "You ask too much. It is green.",
+                 "It is green. Many trains go there. It sleeps a lot.", "It is red.", "You ask too much. It is red."]
+    rewards = score(model, [{"prompt": prompt, "response": r} for r in responses], tokenizer)
+    offset = np.mean(rewards) - np.mean([gold_reward(prompt, r) for r in responses])  # a reward has no zero point
+    say(f"{prompt:<58} learned   true   (nats, learned ones shifted by {-offset:+.2f})")
+    for response, reward in zip(responses, rewards):
+        say(f"  {response:<56} {reward - offset:+7.2f} {gold_reward(prompt, response):+6.1f}")
+    say("")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_options(argv)
+    distributed = world()[1] > 1
+    try:
+        args.device = pick_device(args.device)
+        if distributed:
+            if args.device.type == "cuda":
+                args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+                torch.cuda.set_device(args.device)
+            dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
+        return run(args)
+    except (DataError, CheckpointError, OSError) as e:
+        print(f"train_rm.py: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train_rm.py: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        if distributed and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
