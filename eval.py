@@ -173,7 +173,7 @@ def report(rewards: np.ndarray, pairs: Pairs) -> dict:
         "accuracy": accuracy.item(),
         "accuracy_ci95": bootstrap_interval(right, pairs.prompt_group),
         "ties": int(ties),
-        "loss": bradley_terry_loss(r_chosen, r_rejected).item(),
+        "loss": bradley_terry_loss(r_chosen, r_rejected, reduction="none").double().mean().item(),
         "loss_of_a_coin": math.log(2),
         "mean_margin": float((rewards[:, 0] - rewards[:, 1]).mean(dtype=np.float64)),
         "mean_chosen": float(rewards[:, 0].mean(dtype=np.float64)),
@@ -336,7 +336,8 @@ def pick_device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status: 0, or 2 for a mistake in what was given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="eval.py"
     )
@@ -361,17 +362,23 @@ def main() -> None:
     p.add_argument("--input", metavar="FILE", help="JSON lines, each with prompt (or messages) and responses; standard "
                    "input without it. `responses` comes back sorted, with `rewards` and the original `order` beside it")
     p.set_defaults(run_command=command_rank)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         model = RewardModel.from_pretrained(args.run).to(pick_device(args.device)).eval()
         tokenizer = Tokenizer.from_folder(args.run)
         max_length = args.max_length or default_max_length(model, tokenizer)
         options = {"tokens_per_batch": args.tokens_per_batch, "dtype": torch.bfloat16 if args.bf16 else None}
         args.run_command(args, model, tokenizer, max_length, options)
+        return 0
+    except BrokenPipeError:  # the reader, `head` say, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (DataError, CheckpointError, OSError) as e:
         print(f"eval.py: {e}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

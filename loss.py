@@ -85,7 +85,7 @@ def pairwise_accuracy(r_chosen: Tensor, r_rejected: Tensor) -> tuple[Tensor, Ten
     _check_shapes(r_chosen, r_rejected)
     ties = (r_chosen == r_rejected).sum()
     wins = (r_chosen > r_rejected).sum()
-    return (wins + 0.5 * ties) / r_chosen.numel(), ties
+    return (wins.double() + 0.5 * ties) / r_chosen.numel(), ties
 
 
 def _check_shapes(a: Tensor, b: Tensor) -> None:

@@ -289,7 +289,7 @@ def last_token_index(attention_mask: Tensor) -> Tensor:
     Raises: ValueError unless every row is ones, at least one, then zeros: padded on the left, Σ mask − 1 would point
             into the text or at a pad, and training would go on, only worse.
     """
-    last = attention_mask.sum(-1) - 1  # (N,)
+    last = attention_mask.long().sum(-1) - 1  # (N,)
     should_be = torch.arange(attention_mask.shape[1], device=attention_mask.device) <= last[:, None]
     if not torch.equal(attention_mask.bool(), should_be) or (last < 0).any():
         raise ValueError("attention_mask must be ones then zeros in every row (padding on the right, no empty row)")

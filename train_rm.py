@@ -274,17 +274,19 @@ def save_checkpoint(folder: Path, model, tokenizer, optimizer, state: dict, max_
     write_folder(folder, write)
 
 
-def load_checkpoint(folder: Path, model, optimizer, scaler, args, fingerprint: str) -> tuple[int, np.ndarray]:
-    """Put back optimizer and random state (the model was built from this folder) -> steps done, sums since the last log.
-
-    Raises: DataError where the checkpoint belongs to another model, other options or other data.
-    """
+def check_same_run(folder: Path, args, pairs) -> None:
+    """Raises: DataError where a checkpoint belongs to another model, other options or other data."""
     state = read_json(folder / "trainer_state.json")
     for option, there in state["options"].items():
         if (here := decisive(args).get(option)) != there:
             raise DataError(f"--resume {folder}: made with --{option.replace('_', '-')} {there}, not {here}")
-    if state["data_fingerprint"] != fingerprint:
+    if state["data_fingerprint"] != fingerprint(pairs):
         raise DataError(f"--resume {folder}: made with other training data")
+
+
+def load_checkpoint(folder: Path, model, optimizer, scaler) -> tuple[int, np.ndarray]:
+    """Put back optimizer and random state (the model was built from this folder) -> steps done, sums since the last log."""
+    state = read_json(folder / "trainer_state.json")
     tensors = load_file(folder / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("random_state"))
     parameters = dict(model.named_parameters())
@@ -312,6 +314,11 @@ def find_checkpoint(args) -> Path:
     return folder
 
 
+def fingerprint(pairs) -> str:
+    """Equal for equal training data, tokens and all."""
+    return hashlib.sha256(pairs.ids.tobytes() + pairs.offsets.tobytes() + pairs.margin.tobytes()).hexdigest()
+
+
 def decisive(args) -> dict:
     """The options that decide what is learned. The others may differ between a run and its continuation."""
     free = {"output", "resume", "data", "eval_data", "device", "gradient_accumulation_steps", "logging_steps", "eval_steps",
@@ -336,7 +343,7 @@ def accumulate_gradients(model, pairs, runs: list[np.ndarray], n: int, args, pad
     """
     device, ranks = next(model.parameters()).device, world()[1]
     idle = not runs  # an epoch's tail can be smaller than the number of ranks: join in with weight 0, or the others wait
-    sums = torch.zeros(6, device=device)
+    sums = torch.zeros(6, device=device, dtype=torch.float64)
     for i, index in enumerate([np.array([0])] if idle else runs):
         input_ids, attention_mask, margin = (t.to(device) for t in collate(pairs, index, pad_id))
         last = idle or i == len(runs) - 1  # ranks exchange gradients once, in the last backward pass
@@ -351,7 +358,8 @@ def accumulate_gradients(model, pairs, runs: list[np.ndarray], n: int, args, pad
             with torch.no_grad():
                 accuracy, _ = pairwise_accuracy(r_chosen, r_rejected)
                 gap = (r_chosen - r_rejected).mean()
-                sums += len(index) * torch.stack([loss, accuracy, gap, rewards.mean(), rewards.abs().mean(), torch.ones_like(loss)])
+                values = (loss, accuracy, gap, rewards.mean(), rewards.abs().mean(), torch.ones_like(loss))
+                sums += len(index) * torch.stack([v.double() for v in values])
     return sums
 
 
@@ -364,10 +372,9 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
 
     optimizer = make_optimizer(model, args)
     scaler = torch.amp.GradScaler(device.type, enabled=args.fp16)  # passes everything through unless enabled
-    fingerprint = hashlib.sha256(pairs.ids.tobytes() + pairs.offsets.tobytes() + pairs.margin.tobytes()).hexdigest()
     start, window = 0, np.zeros(6)  # window: sums since the last logged line
     if resume:
-        start, window = load_checkpoint(resume, model, optimizer, scaler, args, fingerprint)
+        start, window = load_checkpoint(resume, model, optimizer, scaler)
         say(f"resumed from {resume} at step {start}")
     parallel = torch.nn.parallel.DistributedDataParallel(model) if ranks > 1 else model
 
@@ -399,7 +406,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
 
             # log the mean over all pairs and ranks since the last line
             done, pairs_done = step + 1, pairs_done + n
-            sums = torch.cat([sums, sums.new_tensor([float(bool(stop))])]).double()  # ranks agree whether to stop
+            sums = torch.cat([sums, sums.new_tensor([bool(stop)])])  # ranks agree whether to stop
             if ranks > 1:
                 dist.all_reduce(sums)
             *sums, stopping = sums.tolist()
@@ -421,7 +428,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
             # save
             if stopping or (done % args.save_steps == 0 and done < total):
                 if rank == 0:
-                    state = {"step": done, "window": window.tolist(), "data_fingerprint": fingerprint,
+                    state = {"step": done, "window": window.tolist(), "data_fingerprint": fingerprint(pairs),
                              "options": decisive(args), "scaler": scaler.state_dict()}
                     save_checkpoint(output / f"checkpoint-{done}", model, tokenizer, optimizer, state, max_length)
                     drop_old_checkpoints(output, args.save_total_limit)
@@ -511,6 +518,8 @@ def run(args) -> int:
         if not len(part):
             raise DataError(f"no {name} pairs left; the audit above says why")
         check_ids(part.ids, model, f"{name} data")
+    if resume:
+        check_same_run(resume, args, pairs)
     model.to(args.device)
     size = sum(p.numel() for p in model.parameters())
     head = "continued from a checkpoint" if resume else model.head_origin

@@ -1,0 +1,259 @@
+"""The report's figures against independent computations, and the three commands as a user runs them."""
+import contextlib
+import io
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, save_run, tiny_model, tiny_tokenizer
+from safetensors.torch import load_file, save_file
+
+import eval as evaluation
+from data import DataError, Preference, encode_preferences, gold_reward, parse_preference, toy_preferences
+from eval import bootstrap_interval, report, score, score_pairs, score_sequences, within_group_correlation
+from model import RewardModel
+
+
+def some_pairs(n=10, gold=False):
+    rows = list(toy_preferences(n, seed=3, pairs_per_prompt=3))
+    if not gold:
+        rows = [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows]
+    return encode_preferences([parse_preference(r) for r in rows], tiny_tokenizer(), 128)[0], rows
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("run"), tiny_model(), tiny_tokenizer(bos=True), max_length=256)
+
+
+def command(*args, stdin=""):
+    """eval.py's command line in this process (starting Python and torch anew takes seconds): status, stdout, stderr."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.stdin
+    sys.stdin = io.StringIO(stdin)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = evaluation.main([str(a) for a in args])
+    finally:
+        sys.stdin = before
+    return status, out.getvalue(), err.getvalue()
+
+
+def test_the_command_works_from_a_shell_too(run):
+    done = subprocess.run([sys.executable, str(ROOT / "eval.py"), "score", str(run)], capture_output=True, text=True,
+                          input='{"prompt": "q", "response": "a"}\n{"prompt": "q"}\n')
+    assert done.returncode == 2 and "standard input:2: needs messages" in done.stderr and "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_every_figure_agrees_with_a_computation_by_hand():
+    pairs, _ = some_pairs(10)
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=(10, 2)).astype(np.float32)
+    rewards[3] = 0.5  # a tie
+    result = report(rewards, pairs)
+    gaps = rewards[:, 0].astype(np.float64) - rewards[:, 1]
+    lengths = pairs.lengths()
+    right = np.where(gaps > 0, 1.0, np.where(gaps == 0, 0.5, 0.0))
+    longer = lengths[:, 0] - lengths[:, 1]
+    assert result["pairs"] == 10 and result["ties"] == 1 and result["prompts"] == 4
+    assert result["accuracy"] == pytest.approx(right.mean())
+    assert result["loss"] == pytest.approx(np.logaddexp(0, -gaps).mean(), rel=1e-6)
+    assert result["loss_of_a_coin"] == math.log(2)
+    assert result["mean_margin"] == pytest.approx(gaps.mean(), rel=1e-5)
+    assert result["mean_chosen"] - result["mean_rejected"] == pytest.approx(gaps.mean(), rel=1e-5)
+    assert result["longer_wins_accuracy"] == pytest.approx(np.where(longer > 0, 1.0, np.where(longer == 0, 0.5, 0.0)).mean())
+    assert result["accuracy_where_chosen_is_shorter"] == pytest.approx(right[longer < 0].mean())
+    assert result["pairs_where_chosen_is_shorter"] == (longer < 0).sum() > 0
+
+
+def test_equal_rewards_everywhere_are_all_ties_and_one_half():
+    pairs, _ = some_pairs(7)
+    result = report(np.ones((7, 2), np.float32), pairs)
+    assert (result["accuracy"], result["ties"], result["accuracy_ci95"]) == (0.5, 7, [0.5, 0.5])
+    assert result["loss"] == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_one_pair_can_be_reported():
+    pairs, _ = some_pairs(1)
+    assert report(np.array([[2.0, 1.0]], np.float32), pairs)["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_not_a_number_is_refused_not_counted(bad):
+    pairs, _ = some_pairs(3)
+    rewards = np.zeros((3, 2), np.float32)
+    rewards[1, 0] = bad
+    with pytest.raises(DataError, match="1 pairs have a reward that is not a finite number"):
+        report(rewards, pairs)
+
+
+def test_the_interval_of_independent_pairs_is_the_binomial_one():
+    right = (np.random.default_rng(1).random(2000) < 0.7).astype(float)
+    low, high = bootstrap_interval(right, np.arange(2000))
+    half = 1.96 * math.sqrt(right.mean() * (1 - right.mean()) / 2000)
+    assert low == pytest.approx(right.mean() - half, abs=0.004) and high == pytest.approx(right.mean() + half, abs=0.004)
+
+
+def test_pairs_of_one_prompt_do_not_count_as_independent():
+    group = np.repeat(np.arange(50), 40)
+    right = np.repeat(np.random.default_rng(1).random(50) < 0.7, 40).astype(float)  # all 40 right or all wrong
+    low, high = bootstrap_interval(right, group)
+    assert high - low > 4 * (np.diff(bootstrap_interval(right, np.arange(2000)))[0])
+
+
+def test_the_ceiling_is_what_the_gold_reward_scores_in_the_long_run():
+    pairs, _ = some_pairs(4000, gold=True)
+    result = report(pairs.gold.astype(np.float32), pairs)
+    assert result["gold_correlation"] == pytest.approx(1.0)
+    assert abs(result["accuracy"] - result["ceiling_accuracy"]) < 4 * math.sqrt(0.25 / 4000)
+    assert 0.8 < result["ceiling_accuracy"] < 0.95
+
+
+def test_correlation_within_prompts_ignores_what_a_prompt_adds_to_all_its_responses():
+    rng = np.random.default_rng(0)
+    gold, group = rng.normal(size=(60, 2)), np.repeat(np.arange(20), 3)
+    noisy = gold + 0.5 * rng.normal(size=(60, 2))
+    shifted = noisy + 100 * rng.normal(size=20)[group][:, None]
+    within = within_group_correlation(shifted, gold, group)
+    assert within == pytest.approx(within_group_correlation(noisy, gold, group), abs=1e-6)
+    a, b = ((x.reshape(20, 6) - x.reshape(20, 6).mean(1, keepdims=True)).ravel() for x in (noisy, gold))
+    assert within == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-9)
+
+
+# ---------------------------------------------------------------- one scoring path
+
+
+def test_scores_do_not_depend_on_how_texts_share_batches():
+    model, rng = tiny_model(), np.random.default_rng(0)
+    sequences = [rng.integers(3, 400, size=n).astype(np.int32) for n in (5, 90, 1, 33, 33, 60)]
+    one_by_one = score_sequences(model, sequences, 0, tokens_per_batch=1)
+    for budget in (64, 200, 10**6):
+        np.testing.assert_allclose(score_sequences(model, sequences, 0, tokens_per_batch=budget), one_by_one, atol=1e-5)
+
+
+def test_report_score_rank_and_the_model_itself_agree(run, tmp_path):
+    model, tokenizer = RewardModel.from_pretrained(run).eval(), tiny_tokenizer(bos=True)
+    _, rows = some_pairs(6)
+    pairs, _ = encode_preferences([parse_preference(r) for r in rows], tokenizer, 256)
+    by_pairs = score_pairs(model, pairs, tokenizer.pad_id)
+    by_call = score(model, [{"prompt": r["prompt"], "response": r[s]} for r in rows for s in ("chosen", "rejected")])
+    np.testing.assert_allclose(by_pairs.ravel(), by_call, atol=1e-5)
+
+    prompt, response = rows[0]["prompt"], rows[0]["chosen"]
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    forms = [{"prompt": prompt, "response": response}, {"messages": messages}, {"prompt": messages[:1], "response": messages[1]},
+             {"text": tokenizer.render(messages)}, {"input_ids": pairs.sequence(0).tolist()}]
+    np.testing.assert_allclose(score(model, forms), by_call[0], atol=1e-5)
+
+    code, out, err = command("score", run, stdin="".join(json.dumps(f) + "\n" for f in forms))
+    assert code == 0, err
+    np.testing.assert_allclose([json.loads(line)["reward"] for line in out.splitlines()], by_call[0], atol=1e-5)
+    both = {"prompt": prompt, "responses": [rows[0]["rejected"], response]}
+    code, out, err = command("rank", run, stdin=json.dumps(both) + "\n")
+    ranked = json.loads(out)
+    assert dict(zip(ranked["responses"], ranked["rewards"])) == pytest.approx(
+        {response: by_call[0], rows[0]["rejected"]: by_call[1]}, abs=1e-5)
+    assert ranked["rewards"] == sorted(ranked["rewards"], reverse=True)
+    assert [both["responses"][i] for i in ranked["order"]] == ranked["responses"]
+
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    code, out, err = command("report", run, "--data", tmp_path / "pairs.jsonl", "--output", tmp_path / "report.json")
+    assert code == 0, err
+    saved = json.loads((tmp_path / "report.json").read_text())
+    expected = report(by_pairs, pairs)
+    assert saved.pop("accuracy_ci95") == expected.pop("accuracy_ci95")
+    assert {k: saved[k] for k in expected} == pytest.approx(expected, abs=1e-5)
+    assert "accuracy" in out and "6 pairs read = 6 kept" in err
+
+
+REPORT_KEYS = {"pairs", "accuracy", "ties", "accuracy_ci95", "loss", "mean_margin", "mean_chosen", "mean_rejected",
+               "longer_wins_accuracy", "accuracy_where_chosen_is_shorter"}
+
+
+def test_the_report_has_the_keys_other_tools_rely_on():
+    pairs, _ = some_pairs(5)
+    assert REPORT_KEYS <= report(np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32), pairs).keys()
+
+
+def test_rows_come_back_in_order_with_all_their_fields_and_a_full_precision_reward(run, tmp_path):
+    rows = [{"id": i, "note": {"é": [i]}, "prompt": "q", "response": "word " * (1 + (7 * i) % 11)} for i in range(600)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    code, out, err = command("score", run, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
+    assert (code, out) == (0, ""), err
+    scored = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert [{k: v for k, v in r.items() if k != "reward"} for r in scored] == rows
+    exact = score(RewardModel.from_pretrained(run).eval(), rows[:20])
+    assert [r["reward"] for r in scored[:20]] == pytest.approx(exact, abs=1e-5)
+    assert all(float(np.float32(r["reward"])) == r["reward"] for r in scored)  # all digits of a float32, none rounded off
+
+
+def test_the_scored_token_is_the_end_token(run):
+    code, out, err = command("score", run, "--show-token", stdin='{"prompt": "q", "response": "a"}\n')
+    assert json.loads(out)["scored_token"]["token"] == "</s>", err
+
+
+def test_equal_candidates_keep_their_order(run):
+    code, out, _ = command("rank", run, stdin='{"prompt": "q", "responses": ["same", "same", "same"]}\n')
+    assert json.loads(out)["order"] == [0, 1, 2]
+
+
+def test_a_too_long_prompt_is_shortened_and_a_too_long_text_refused(run):
+    model = RewardModel.from_pretrained(run).eval()
+    long, short = ({"prompt": "begin " * n + "end", "response": "a"} for n in (400, 300))
+    assert score(model, [long]) == pytest.approx(score(model, [short]), abs=1e-5)
+    with pytest.raises(DataError, match="row 1: .* do not fit into --max-length 256"):
+        score(model, [{"text": "word " * 300}])
+
+
+# ---------------------------------------------------------------- a user's mistakes: one line, exit status 2
+
+
+@pytest.mark.parametrize("name, line, message", [
+    ("score", "{", "standard input:1: not JSON"),
+    ("score", "[1]", "standard input:1: not a JSON object"),
+    ("score", '{"reply": "x"}', "standard input:1: needs messages, or prompt and response, or text, or input_ids (found: reply)"),
+    ("score", '{"prompt": "q", "response": ""}', "standard input:1: field 'response' is empty"),
+    ("score", '{"text": 3}', "standard input:1: field 'text'"),
+    ("score", '{"input_ids": [1, 400]}', "standard input:1: field 'input_ids' is not a non-empty list of token ids from 0 to 399"),
+    ("score", '{"messages": [{"role": "user", "content": "q"}]}', "field 'messages' does not end with a turn of the assistant"),
+    ("rank", '{"prompt": "q"}', "standard input:1: field 'responses' is not a non-empty list"),
+    ("rank", '{"responses": ["a"]}', "standard input:1: no field 'prompt' or 'messages'"),
+    ("rank", '{"prompt": "q", "responses": ["a", ""]}', "standard input:1: response 2: field 'response' is empty"),
+])
+def test_a_bad_row_is_one_line_and_exit_status_2(run, tmp_path, name, line, message):
+    code, out, err = command(name, run, "--output", tmp_path / "out.jsonl", stdin=line + "\n")
+    assert code == 2 and message in err and err.count("\n") == 1 and "Traceback" not in err
+    assert not list(tmp_path.iterdir())  # nothing half-written
+
+
+def test_a_bad_folder_is_one_line_and_exit_status_2(run, tmp_path):
+    code, _, err = command("score", tmp_path / "nowhere")
+    assert code == 2 and "nowhere/config.json: No such file" in err and err.count("\n") == 1
+    (tmp_path / "tokenizerless").mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / "tokenizerless" / file).write_bytes((run / file).read_bytes())
+    code, _, err = command("score", tmp_path / "tokenizerless")
+    assert code == 2 and "tokenizer.json: No such file" in err and err.count("\n") == 1
+
+
+def test_broken_weights_are_refused_not_reported(run, tmp_path):
+    for file in run.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    state = load_file(tmp_path / "model.safetensors")
+    state["score.weight"][:] = math.nan
+    save_file(state, tmp_path / "model.safetensors")
+    code, out, err = command("score", tmp_path, stdin='{"prompt": "q", "response": "a"}\n')
+    assert code == 2 and out == "" and "the reward is nan" in err
+
+
+def test_a_tokenizer_of_another_model_is_noticed(run, tmp_path):
+    model = tiny_model(vocab_size=100)
+    save_run(tmp_path, model, tiny_tokenizer())
+    with pytest.raises(DataError, match="beyond the model's vocabulary of 100"):
+        score(RewardModel.from_pretrained(tmp_path), [{"prompt": "q", "response": "the cat sat on the mat"}])

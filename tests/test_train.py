@@ -1,0 +1,442 @@
+"""The loop: accumulation, ranks and interruptions do not change what is learned, and mistakes cost one clear line."""
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, save_run, tiny_model, tiny_tokenizer
+from safetensors.torch import load_file, save_file
+
+import train_rm
+from data import encode_preferences, parse_preference, step_batches, toy_preferences
+from eval import report, score_pairs
+from model import RewardModel
+
+SMALL = ["--hidden-size", 16, "--num-hidden-layers", 1, "--num-attention-heads", 2, "--vocab-size", 400]
+
+
+def command(*args):
+    """train_rm.py's command line in this process: status, stdout, stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = train_rm.main([str(a) for a in args])
+        except SystemExit as e:  # argparse
+            status = e.code
+    return status, out.getvalue(), err.getvalue()
+
+
+def options(*args):
+    return train_rm.parse_options([str(a) for a in args])
+
+
+def toy_rows(n, seed=0):
+    return list(toy_preferences(n, seed))
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_speed(lines):
+    return [{k: v for k, v in line.items() if k != "pairs_per_second"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("tiny"), tiny_model(), tiny_tokenizer(), max_length=256)
+
+
+# ---------------------------------------------------------------- one step
+
+
+def gradients(model, pairs, args, step):
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    runs, n = step_batches(pairs, step, args.batch_size, args.gradient_accumulation_steps, seed=args.seed)
+    model.zero_grad()
+    sums = train_rm.accumulate_gradients(model, pairs, runs, n, args, 0, scaler)
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, sums
+
+
+@pytest.mark.parametrize("step", [0, 2])  # a whole step of 8 pairs; an epoch's ragged last one of 5
+@pytest.mark.parametrize("accumulation", [2, 4, 8])
+def test_accumulation_takes_the_step_of_the_big_batch(step, accumulation):
+    pairs, _ = encode_preferences([parse_preference(r) for r in toy_rows(21)], tiny_tokenizer(), 256)
+    model, settings = tiny_model(), ["--label-smoothing", 0.1, "--center-rewards-coefficient", 0.01, "--batch-size", 8]
+    whole, sums = gradients(model, pairs, options(*settings), step)
+    parts, part_sums = gradients(model, pairs, options(*settings, "--gradient-accumulation-steps", accumulation), step)
+    assert sums[5] == part_sums[5] == (8 if step == 0 else 5)
+    torch.testing.assert_close(part_sums, sums, atol=1e-5, rtol=1e-5)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], atol=1e-6, rtol=1e-4)
+
+
+def test_the_gradient_is_that_of_the_mean_loss_written_plainly():
+    pairs, _ = encode_preferences([parse_preference(r) for r in toy_rows(8)], tiny_tokenizer(), 256)
+    model, args = tiny_model(), options("--batch-size", 8, "--gradient-accumulation-steps", 4)
+    by_loop, _ = gradients(model, pairs, args, 0)
+    model.zero_grad()
+    gaps = []
+    for i in range(8):  # one text at a time: no padding, no batch
+        r = [model(torch.tensor(pairs.sequence(s))[None].long(), torch.ones(1, len(pairs.sequence(s)))) for s in (2 * i, 2 * i + 1)]
+        gaps.append(r[0] - r[1])
+    torch.log1p(torch.exp(-torch.cat(gaps))).mean().backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(by_loop[name], p.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_margins_in_the_data_reach_the_loss():
+    def loss_with(margin):
+        pairs, _ = encode_preferences([parse_preference(r | {"margin": margin}) for r in toy_rows(8)], tiny_tokenizer(), 256)
+        return gradients(tiny_model(), pairs, options("--batch-size", 8), 0)[1][0].item() / 8
+
+    assert loss_with(3.0) > loss_with(0.0) + 0.5
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing():
+    for kind, half in (("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)):
+        args = options("--lr", 2e-3, "--lr-scheduler", kind, "--warmup-ratio", 0.1)
+        rates = [train_rm.learning_rate(step, 100, args) / 2e-3 for step in range(100)]
+        assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
+        assert rates[55] == pytest.approx(half, abs=0.02)
+        assert rates[99] < 0.02 or kind == "constant"
+        assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def test_eight_pairs_can_be_learned_by_heart(tmp_path):
+    data = write_rows(tmp_path / "eight.jsonl", toy_rows(8))
+    status, out, err = command("--data", data, "--eval-data", data, "--output", tmp_path / "run", "--batch-size", 8,
+                               "--max-steps", 80, "--lr", 5e-3)
+    assert status == 0, err
+    result = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert result["accuracy"] == 1.0 and result["loss"] < 0.05
+    assert "8 of 8 evaluation pairs have a prompt that is trained on too" in out
+
+
+def test_the_logged_loss_is_the_mean_over_all_pairs_since_the_last_line(tiny_run, tmp_path):
+    # At a learning rate of (nearly) nothing the mean over an epoch of ragged steps is the loss over the data.
+    data = write_rows(tmp_path / "d.jsonl", toy_rows(21))
+    status, _, err = command("--model", tiny_run, "--data", data, "--eval-data", data, "--output", tmp_path / "run", "--lr", 1e-30,
+                             "--batch-size", 8, "--gradient-accumulation-steps", 4, "--logging-steps", 3)
+    assert status == 0, err
+    [line] = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    result = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert line["loss"] == pytest.approx(result["loss"], abs=1e-5)
+    assert line["accuracy"] == pytest.approx(result["accuracy"], abs=1e-6)
+    assert line["mean_margin"] == pytest.approx(result["mean_margin"], abs=1e-5)
+    assert line["mean_reward"] == pytest.approx((result["mean_chosen"] + result["mean_rejected"]) / 2, abs=1e-5)
+
+
+def test_training_on_from_a_reward_model_keeps_its_head(tiny_run, tmp_path):
+    data = write_rows(tmp_path / "d.jsonl", toy_rows(16))
+    status, out, err = command("--model", tiny_run, "--data", data, "--eval-data", data, "--output", tmp_path / "run", "--lr", 1e-30)
+    assert status == 0 and "value head kept" in out, err
+    torch.testing.assert_close(load_file(tmp_path / "run" / "model.safetensors")["score.weight"],
+                               load_file(tiny_run / "model.safetensors")["score.weight"])
+
+
+def test_the_bias_trains_only_where_it_has_a_gradient(tiny_run, tmp_path):
+    data = write_rows(tmp_path / "d.jsonl", toy_rows(16))
+    for coefficient, moves in ((0, False), (0.1, True)):
+        status, _, err = command("--model", tiny_run, "--data", data, "--eval-data", data, "--output", tmp_path / str(coefficient),
+                                 "--lr", 1e-3, "--batch-size", 8, "--center-rewards-coefficient", coefficient)
+        assert status == 0, err
+        assert (RewardModel.from_pretrained(tmp_path / str(coefficient)).score.bias.item() != 0) == moves
+
+
+def test_centering_keeps_rewards_around_0(tmp_path):
+    means = []
+    for coefficient in (0, 0.1):
+        status, _, err = command(*SMALL, "--toy-pairs", 600, "--max-steps", 40, "--output", tmp_path / str(coefficient), "--lr", 1e-2,
+                                 "--center-rewards-coefficient", coefficient)
+        assert status == 0, err
+        means.append(metrics(tmp_path / str(coefficient))[-1]["mean_abs_reward"])
+    assert means[1] < means[0] / 2
+
+
+@pytest.mark.parametrize("precision", ["--bf16", "--fp16"])
+def test_half_precision_learns_what_float32_learns(precision, tmp_path):
+    losses = []
+    for extra in ([], [precision]):
+        folder = tmp_path / f"run{len(losses)}"
+        status, _, err = command(*SMALL, "--toy-pairs", 600, "--max-steps", 40, "--output", folder, "--lr", 1e-2, *extra)
+        assert status == 0, err
+        losses.append(metrics(folder)[-1]["loss"])
+    assert losses[0] < 0.67 and losses[1] == pytest.approx(losses[0], abs=0.03)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        assert command(*SMALL, "--toy-pairs", 300, "--max-steps", 5, "--output", tmp_path / name, "--seed", seed)[0] == 0
+    files = [(tmp_path / n / "model.safetensors").read_bytes() for n in "abc"]
+    assert files[0] == files[1] != files[2]
+    assert without_speed(metrics(tmp_path / "a")) == without_speed(metrics(tmp_path / "b"))
+
+
+def test_the_run_folder_holds_what_the_design_says_and_only_safe_formats(tmp_path):
+    status, out, err = command(*SMALL, "--toy-pairs", 300, "--max-steps", 4, "--save-steps", 2, "--output", tmp_path / "run")
+    assert status == 0, err
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "options.json", "metrics.jsonl",
+                     "report.json", "held_out.jsonl", "checkpoint-2"}
+    assert {p.suffix for p in (tmp_path / "run").rglob("*") if p.is_file()} == {".json", ".jsonl", ".safetensors"}
+    saved = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert saved["toy_pairs"] == 300 and saved["audit"]["train"]["kept"] > 200 and saved["versions"]["torch"] == torch.__version__
+    result = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert {"ceiling_accuracy", "gold_correlation", "accuracy"} <= result.keys()
+    assert "ceiling" in out and "Which colour is grass?" in out and "python eval.py report" in out
+    assert command(*SMALL, "--toy-pairs", 300, "--max-steps", 1, "--output", tmp_path / "run")[0] == 0  # an earlier run is kept
+    assert (tmp_path / "run.1" / "report.json").exists()
+
+
+def test_a_fresh_process_gives_the_rewards_training_reported(tmp_path):
+    status, _, err = command(*SMALL, "--toy-pairs", 300, "--max-steps", 5, "--output", tmp_path / "run")
+    assert status == 0, err
+    done = subprocess.run([sys.executable, str(ROOT / "eval.py"), "report", str(tmp_path / "run"), "--data",
+                           str(tmp_path / "run" / "held_out.jsonl"), "--output", str(tmp_path / "r.json")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    trained, again = (json.loads(p.read_text()) for p in (tmp_path / "run" / "report.json", tmp_path / "r.json"))
+    for key in trained:
+        assert again[key] == pytest.approx(trained[key], abs=1e-5), key
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+LONG = [*SMALL, "--toy-pairs", 700, "--max-steps", 60, "--batch-size", 24, "--logging-steps", 7, "--eval-steps", 10]  # ragged epochs
+
+
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
+    assert command(*LONG, "--output", tmp_path / "whole")[0] == 0
+    # Ctrl-C, for real, in a process of its own, as soon as it has logged something.
+    process = subprocess.Popen([sys.executable, str(ROOT / "train_rm.py"), *map(str, LONG), "--output", str(tmp_path / "parts")],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step 14/"):
+            process.send_signal(signal.SIGINT)
+    assert process.wait() == 130 and "--resume" in lines[-1], process.stderr.read()
+    [checkpoint] = (tmp_path / "parts").glob("checkpoint-*")
+    assert 14 <= int(checkpoint.name.split("-")[1]) < 60
+    status, out, err = command(*LONG, "--output", tmp_path / "parts", "--resume")
+    assert status == 0 and f"resumed from {checkpoint}" in out, err
+    whole, parts = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert without_speed(metrics(tmp_path / "whole")) == without_speed(metrics(tmp_path / "parts"))
+    assert (tmp_path / "whole" / "report.json").read_text() == (tmp_path / "parts" / "report.json").read_text()
+
+
+@pytest.mark.parametrize("at", [7, 10, 29])  # on a log line, on an evaluation, at an epoch's end
+def test_any_checkpoint_resumes_exactly(at, tmp_path):
+    assert command(*LONG, "--output", tmp_path / "whole", "--save-steps", at, "--save-total-limit", 0)[0] == 0
+    before = without_speed(metrics(tmp_path / "whole"))
+    weights = load_file(tmp_path / "whole" / "model.safetensors")
+    status, _, err = command(*LONG, "--output", tmp_path / "whole", "--resume", tmp_path / "whole" / f"checkpoint-{at}",
+                             "--gradient-accumulation-steps", 1)
+    assert status == 0, err
+    again = load_file(tmp_path / "whole" / "model.safetensors")
+    assert all(torch.equal(weights[k], again[k]) for k in weights)
+    assert without_speed(metrics(tmp_path / "whole")) == before
+
+
+def test_a_checkpoint_is_itself_a_run_folder(tmp_path):
+    assert command(*SMALL, "--toy-pairs", 300, "--max-steps", 4, "--save-steps", 2, "--output", tmp_path / "run")[0] == 0
+    assert RewardModel.from_pretrained(tmp_path / "run" / "checkpoint-2").head_origin == "kept"
+
+
+def test_a_half_written_checkpoint_is_never_taken_for_one(tmp_path):
+    (tmp_path / "run").mkdir()
+
+    def write(folder):
+        (folder / "trainer_state.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_rm.write_folder(tmp_path / "run" / "checkpoint-9", write)
+    assert train_rm.checkpoints(tmp_path / "run") == []
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def test_two_ranks_take_the_steps_of_one_and_count_each_pair_once(tiny_run, tmp_path):
+    # 33 pairs in steps of 16: every third step has one pair, and a rank with nothing to do. 11 held-out pairs: an odd number.
+    data, held_out = write_rows(tmp_path / "d.jsonl", toy_rows(33)), write_rows(tmp_path / "e.jsonl", toy_rows(11, seed=9))
+    args = ["--model", tiny_run, "--data", data, "--eval-data", held_out, "--batch-size", 16, "--max-steps", 9, "--logging-steps", 1,
+            "--gradient-accumulation-steps", 2, "--lr", 1e-4, "--center-rewards-coefficient", 0.01]
+    assert command(*args, "--output", tmp_path / "one")[0] == 0
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           str(ROOT / "train_rm.py"), *map(str, args), "--output", str(tmp_path / "two")],
+                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for a, b in zip(one, two):
+        for key in a.keys() & {"loss", "accuracy", "mean_margin", "mean_reward", "grad_norm", "eval_loss", "eval_accuracy"}:
+            assert b[key] == pytest.approx(a[key], abs=2e-5), (a["step"], key)
+    reports = [json.loads((tmp_path / n / "report.json").read_text()) for n in ("one", "two")]
+    assert reports[0]["pairs"] == reports[1]["pairs"] == 11
+    assert reports[1]["accuracy"] == reports[0]["accuracy"] and reports[1]["loss"] == pytest.approx(reports[0]["loss"], abs=1e-5)
+    weights = [load_file(tmp_path / n / "model.safetensors") for n in ("one", "two")]
+    assert all((weights[0][k] - weights[1][k]).abs().max() < 1e-4 for k in weights[0])
+
+
+# ---------------------------------------------------------------- a user's mistakes
+
+
+def refused(tmp_path, *args, output="run"):
+    """The one line a mistake costs: exit status 2, no traceback, nothing written."""
+    before = sorted(p for p in tmp_path.rglob("*") if p.is_file())
+    status, _, err = command(*args, "--output", tmp_path / output)
+    assert status == 2 and "Traceback" not in err
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == before
+    assert not (tmp_path / "run").exists() or output != "run"
+    return err.strip().splitlines()[-1]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert "nowhere.jsonl: No such file" in refused(tmp_path, "--data", tmp_path / "nowhere.jsonl")
+
+
+def test_broken_json_is_named_with_its_line(tmp_path):
+    (tmp_path / "d.jsonl").write_text(json.dumps(toy_rows(1)[0]) + "\n{\n")
+    assert "d.jsonl:2: not JSON" in refused(tmp_path, "--data", tmp_path / "d.jsonl")
+
+
+def test_a_missing_field_is_named_with_its_row(tmp_path):
+    data = write_rows(tmp_path / "d.jsonl", [*toy_rows(3), {"prompt": "q", "chosen": "a"}])
+    assert "d.jsonl:4: no field 'rejected' (found: prompt, chosen)" in refused(tmp_path, "--data", data)
+
+
+def test_no_pairs_after_the_audit_are_said(tmp_path, tiny_run):
+    data = write_rows(tmp_path / "d.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "a"}, {"prompt": "p", "chosen": "a", "rejected": ""}])
+    good = write_rows(tmp_path / "good.jsonl", toy_rows(4))
+    assert "no training pairs left" in refused(tmp_path, "--model", tiny_run, "--data", data, "--eval-data", good)
+    assert "no evaluation pairs left" in refused(tmp_path, "--model", tiny_run, "--data", good, "--eval-data", data)
+
+
+def copy_run(source, target, **files):
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_truncated_and_misshapen_weights_are_said(tmp_path, tiny_run):
+    data = write_rows(tmp_path / "d.jsonl", toy_rows(40))
+    folder = copy_run(tiny_run, tmp_path / "m")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "model.safetensors: not a complete safetensors file" in refused(tmp_path, "--model", folder, "--data", data)
+    (folder / "model.safetensors").write_bytes(whole)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 25}))
+    assert "wrong shape: model.layers.0.mlp" in refused(tmp_path, "--model", folder, "--data", data)
+
+
+def test_a_tokenizer_without_an_end_token_is_said(tmp_path, tiny_run):
+    data = write_rows(tmp_path / "d.jsonl", toy_rows(40))
+    folder = copy_run(tiny_run, tmp_path / "m")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
+    assert "no eos_token" in refused(tmp_path, "--model", folder, "--data", data)
+
+
+def test_token_ids_beyond_the_vocabulary_are_said(tmp_path):
+    data = write_rows(tmp_path / "d.jsonl", toy_rows(40))
+    folder = save_run(tmp_path / "m", tiny_model(vocab_size=100), tiny_tokenizer())
+    assert "beyond the model's vocabulary of 100" in refused(tmp_path, "--model", folder, "--data", data)
+
+
+def test_an_output_that_cannot_be_written_is_said_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert f"--output {tmp_path / 'file' / 'run'}: {tmp_path / 'file'} is not a folder" in refused(tmp_path, output="file/run")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    assert "holds files that are not a run's" in refused(tmp_path, output="full")
+
+
+def test_no_permission_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere, so the answer is faked
+    assert "no permission to write" in refused(tmp_path)
+
+
+def test_resuming_from_another_model_or_other_options_is_refused(tmp_path, tiny_run):
+    args = [*SMALL, "--toy-pairs", 300, "--max-steps", 4, "--save-steps", 2]
+    assert command(*args, "--output", tmp_path / "run")[0] == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    for other, message in [
+        (["--resume", tiny_run], "no trainer_state.json, so not a checkpoint"),
+        (["--resume", tmp_path / "nowhere"], "no trainer_state.json"),
+        (["--resume", "--hidden-size", 24], "made with --hidden-size 16, not 24"),
+        (["--resume", "--lr", 0.5], "made with --lr 0.001, not 0.5"),
+        (["--resume", "--model", tiny_run], "made with --model None"),
+        (["--resume", "--seed", 1], "made with --seed 0, not 1"),
+    ]:
+        status, _, err = command(*args, *other, "--output", tmp_path / "run")
+        assert status == 2 and message in err and err.count("\n") == 1, err
+    status, _, err = command("--resume", "--output", tmp_path / "nothing")
+    assert status == 2 and "no checkpoint in" in err
+    data = write_rows(tmp_path / "d.jsonl", toy_rows(60))
+    assert command(*SMALL, "--data", data, "--max-steps", 4, "--save-steps", 2, "--output", tmp_path / "own")[0] == 0
+    write_rows(data, toy_rows(60, seed=3))
+    status, _, err = command(*SMALL, "--data", data, "--max-steps", 4, "--save-steps", 2, "--output", tmp_path / "own", "--resume")
+    assert status == 2 and "made with other training data" in err
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--batch-size", 60, "--gradient-accumulation-steps", 8], "--batch-size 60 is not a multiple of 8"),
+    (["--batch-size", 0], "--batch-size must be more than 0"),
+    (["--lr", -1], "--lr must be more than 0"),
+    (["--lr", "nan"], "--lr must be more than 0"),
+    (["--label-smoothing", 0.5], "--label-smoothing is a share"),
+    (["--eval-fraction", 1], "--eval-fraction is a share"),
+    (["--bf16", "--fp16"], "choose one"),
+    (["--hidden-size", 30, "--num-attention-heads", 4], "--hidden-size 30 is not a multiple"),
+    (["--eval-data", "x.jsonl"], "--eval-data needs --data"),
+    (["--vocab-size", 200], "--vocab-size must be 300 or more"),
+])
+def test_options_without_a_meaning_are_refused(args, message, tmp_path):
+    assert message in refused(tmp_path, *args)
+
+
+def test_more_tokens_than_the_model_takes_are_refused(tmp_path, tiny_run):
+    data = write_rows(tmp_path / "d.jsonl", toy_rows(40))
+    assert "--max-length 512 is more than the 256 tokens this model takes" in refused(
+        tmp_path, "--model", tiny_run, "--data", data, "--max-length", 512)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tiny_run, tmp_path):
+    folder = copy_run(tiny_run, tmp_path / "m")
+    state = load_file(folder / "model.safetensors")
+    state["model.norm.weight"][0] = math.inf
+    save_file(state, folder / "model.safetensors")
+    data = write_rows(tmp_path / "d.jsonl", toy_rows(40))
+    status, _, err = command("--model", folder, "--data", data, "--output", tmp_path / "run")
+    assert status == 2 and re.search("step 1: the loss is (nan|inf)", err)
+
+
+def test_the_help_page_explains_every_option():
+    status, out, _ = command("--help")
+    assert status == 0
+    for group in ("what to learn from", "how long and how fast", "the machine", "what to keep"):
+        assert group in out
