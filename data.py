@@ -250,8 +250,8 @@ class Tokenizer:
 
         # The end token. Probe the template: Qwen's base tokenizer has eos <|endoftext|> but turns end in <|im_end|>.
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
-        closed = self.render(turns).rstrip()
-        endings = [t for t in special if closed.endswith(t)]
+        self._probe = self.render(turns)
+        endings = [t for t in special if self._probe.rstrip().endswith(t)]
         self.end_token = max(endings, key=len) if endings else self.names.get("eos_token")
         self.end_id = None if self.end_token is None else backend.token_to_id(self.end_token)
         if self.end_id is None:
@@ -301,11 +301,27 @@ class Tokenizer:
         folder = Path(folder)
         self.backend.save(str(folder / "tokenizer.json"))
         config = self.config | {
-            "chat_template": self.template_source, "model_max_length": max_length, "padding_side": "right",
+            "chat_template": self.closing_template(), "model_max_length": max_length, "padding_side": "right",
             "pad_token": self.backend.id_to_token(self.pad_id),
         }
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+    def closing_template(self) -> str:
+        """The chat template, made to write the BOS and to end at the end token by itself.
+
+        Others render with the template alone: were the rest left to `encode`, the same dialogue would have another last
+        token there, and another reward.
+        """
+        bos = "{{ bos_token }}" if self.bos and not self._probe.startswith(self.names["bos_token"]) else ""
+        closed = "text.rstrip()" if self._probe.rstrip().endswith(self.end_token) else "text + eos_token"
+        if not bos and self._probe.endswith(self.end_token):
+            return self.template_source
+        return (
+            f"{{% set text %}}{self.template_source}{{% endset %}}{bos}"
+            "{% if messages and messages[-1]['role'] == 'assistant' and not add_generation_prompt %}"
+            f"{{{{ {closed} }}}}{{% else %}}{{{{ text }}}}{{% endif %}}"
+        )
 
     def render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
         """The chat template's text for these messages, as transformers renders it (in jinja2's sandbox)."""

@@ -330,10 +330,13 @@ def replacing(path: str | None):
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device asked for, else the best there is."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    """The device asked for, else the best there is.  Raises: DataError where it does not exist."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+        return device
+    except (RuntimeError, AssertionError) as e:
+        raise DataError(f"--device {name}: {str(e).splitlines()[0]}") from None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -345,7 +348,7 @@ def main(argv: list[str] | None = None) -> int:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("run", metavar="RUN", help="folder with config.json, tokenizer.json and safetensors")
     common.add_argument("--output", metavar="FILE", help="write here instead of to standard output; appears when complete")
-    common.add_argument("--max-length", type=int, help="tokens per sequence (default: what the model was trained on)")
+    common.add_argument("--max-length", type=int, metavar="TOKENS", help="tokens per sequence (default: what the model was trained on)")
     common.add_argument("--tokens-per-batch", type=int, default=16384, help="tokens per forward pass, padding included")
     common.add_argument("--bf16", action="store_true", help="compute in bfloat16 autocast; rewards then move by about 0.01")
     common.add_argument("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")

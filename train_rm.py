@@ -41,77 +41,82 @@ from model import CheckpointError, RewardModel, read_json
 # ---------------------------------------------------------------- options
 
 
+def number(kind: type, above: float | None = None, at_least: float | None = None, below: float = math.inf):
+    """An argparse type: a number of this kind within bounds, or one line saying which bounds."""
+    bounds = " and ".join(text for text, given in ((f"more than {above}", above is not None), (f"at least {at_least}", at_least is not None),
+                                                   (f"less than {below}", below < math.inf)) if given)
+
+    def parse(text: str):
+        value = kind(text)
+        if not ((above is None or value > above) and (at_least is None or value >= at_least) and value < below):
+            raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse says "invalid int value" of what is no number at all
+    return parse
+
+
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line -> options. Those whose default depends on others are filled in, so vars(args) tells all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    positive_int, positive = number(int, above=0), number(float, above=0)
+    parser = argparse.ArgumentParser(
+        usage="python train_rm.py [options]", description=__doc__,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=120),
+    )
     add = parser.add_argument_group("what to learn from").add_argument
     add("--model", metavar="DIR", help="folder with config.json, tokenizer.json and safetensors to start from; a reward head "
         "in it is kept, otherwise a new one is made (default: a small decoder from scratch)")
     add("--data", nargs="+", metavar="FILE", help="preference pairs, .jsonl or .json, .gz or not, or a folder; for the layouts "
         "see data.py (default: the toy world)")
     add("--eval-data", nargs="+", metavar="FILE", help="held-out pairs (default: hold out some prompts of --data)")
-    add("--eval-fraction", type=float, default=0.1, help="share of prompts to hold out (default: %(default)s)")
-    add("--max-length", type=int, help="tokens per prompt + response (default: what the model takes, at most 1024)")
+    add("--eval-fraction", type=number(float, above=0, below=1), default=0.1, help="share of prompts to hold out (default: %(default)s)")
+    add("--max-length", type=positive_int, help="tokens per prompt + response (default: what the model takes, at most 1024)")
     add("--too-long", choices=["shorten-prompt", "drop"], default="shorten-prompt", help="what to do with longer pairs: cut the "
         "oldest tokens of the prompt (never a response), or leave the pair out (default: %(default)s)")
     add("--skip-bad-rows", action=argparse.BooleanOptionalAction, default=False, help="leave malformed rows out and count them, "
         "instead of stopping at the first")
-    add("--toy-pairs", type=int, default=48000, help="size of the toy world, held-out pairs included (default: %(default)s)")
+    add("--toy-pairs", type=positive_int, default=48000, help="size of the toy world, held-out pairs included (default: %(default)s)")
 
     add = parser.add_argument_group("a model from scratch (without --model)").add_argument
-    add("--hidden-size", type=int, default=64, help="width D (default: %(default)s)")
-    add("--num-hidden-layers", type=int, default=2, help="(default: %(default)s)")
-    add("--num-attention-heads", type=int, default=4, help="(default: %(default)s)")
-    add("--vocab-size", type=int, default=4096, help="byte-level BPE tokens, at most (default: %(default)s)")
+    add("--hidden-size", type=positive_int, default=64, help="width D (default: %(default)s)")
+    add("--num-hidden-layers", type=positive_int, default=2, help="(default: %(default)s)")
+    add("--num-attention-heads", type=positive_int, default=4, help="(default: %(default)s)")
+    add("--vocab-size", type=number(int, at_least=300), default=4096, help="byte-level BPE tokens, at most: 256 bytes, 2 special ones, and words (default: %(default)s)")
 
     add = parser.add_argument_group("how long and how fast").add_argument
-    add("--epochs", type=float, default=1.0, help="passes over the training pairs (default: %(default)s)")
-    add("--max-steps", type=int, help="optimizer steps, instead of --epochs")
-    add("--batch-size", type=int, default=32, help="pairs per optimizer step, over all processes (default: %(default)s)")
-    add("--gradient-accumulation-steps", type=int, default=1, help="cut each process's share of the step into this many "
+    add("--epochs", type=positive, default=1.0, help="passes over the training pairs (default: %(default)s)")
+    add("--max-steps", type=positive_int, help="optimizer steps, instead of --epochs")
+    add("--batch-size", type=positive_int, default=64, help="pairs per optimizer step, over all processes (default: %(default)s)")
+    add("--gradient-accumulation-steps", type=positive_int, default=1, help="cut each process's share of the step into this many "
         "forward passes, to save memory; the step stays the same (default: %(default)s)")
-    add("--lr", type=float, help="peak learning rate (default: 1e-5 with --model, 1e-3 from scratch)")
+    add("--lr", type=positive, help="peak learning rate (default: 1e-5 with --model, 1e-3 from scratch)")
     add("--lr-scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="decay to 0 after the warmup "
         "(default: %(default)s)")
-    add("--warmup-ratio", type=float, default=0.05, help="share of steps with a rising learning rate (default: %(default)s)")
-    add("--weight-decay", type=float, default=0.01, help="AdamW's, on matrices only (default: %(default)s)")
-    add("--max-grad-norm", type=float, default=1.0, help="clip the gradient's 2-norm to this (default: %(default)s)")
+    add("--warmup-ratio", type=number(float, at_least=0, below=1), default=0.05, help="share of steps with a rising learning rate (default: %(default)s)")
+    add("--weight-decay", type=number(float, at_least=0), default=0.01, help="AdamW's, on matrices only (default: %(default)s)")
+    add("--max-grad-norm", type=positive, default=1.0, help="clip the gradient's 2-norm to this (default: %(default)s)")
 
     add = parser.add_argument_group("the loss").add_argument
-    add("--label-smoothing", type=float, default=0.0, help="known share of flipped labels, 0 to 0.5 (default: %(default)s)")
-    add("--center-rewards-coefficient", type=float, default=0.0, help="penalty on (r_w + r_l)², keeps rewards around 0; TRL "
+    add("--label-smoothing", type=number(float, at_least=0, below=0.5), default=0.0, help="known share of flipped labels, 0 to 0.5 (default: %(default)s)")
+    add("--center-rewards-coefficient", type=number(float, at_least=0), default=0.0, help="penalty on (r_w + r_l)², keeps rewards around 0; TRL "
         "suggests 0.01 (default: %(default)s)")
 
     add = parser.add_argument_group("the machine").add_argument
     add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one; under torchrun each process has its own)")
     add("--bf16", action=argparse.BooleanOptionalAction, default=False, help="bfloat16 autocast, float32 weights")
     add("--fp16", action=argparse.BooleanOptionalAction, default=False, help="float16 autocast with loss scaling, float32 weights")
-    add("--seed", type=int, default=0, help="of initial weights, split, order and toy world (default: %(default)s)")
+    add("--seed", type=number(int, at_least=0), default=0, help="of initial weights, split, order and toy world (default: %(default)s)")
 
     add = parser.add_argument_group("what to keep").add_argument
     add("--output", metavar="DIR", help="run folder (default: runs/toy, or runs/ and the name of the data)")
     add("--resume", nargs="?", const="newest", metavar="CHECKPOINT", help="go on from the newest checkpoint in --output, or from "
         "this one, exactly as if never interrupted; give the same options again")
-    add("--logging-steps", type=int, default=10, help="steps between lines of metrics.jsonl (default: %(default)s)")
-    add("--eval-steps", type=int, help="steps between evaluations (default: four in a run)")
-    add("--save-steps", type=int, default=500, help="steps between checkpoints; Ctrl-C writes one too (default: %(default)s)")
-    add("--save-total-limit", type=int, default=1, help="checkpoints kept; 0 keeps all (default: %(default)s)")
+    add("--logging-steps", type=positive_int, default=10, help="steps between lines of metrics.jsonl (default: %(default)s)")
+    add("--eval-steps", type=positive_int, help="steps between evaluations (default: four in a run)")
+    add("--save-steps", type=positive_int, default=500, help="steps between checkpoints; Ctrl-C writes one too (default: %(default)s)")
+    add("--save-total-limit", type=number(int, at_least=0), default=1, help="checkpoints kept; 0 keeps all (default: %(default)s)")
     args = parser.parse_args(argv)
 
-    for name in ("batch_size", "gradient_accumulation_steps", "hidden_size", "num_hidden_layers", "num_attention_heads",
-                 "toy_pairs", "logging_steps", "eval_steps", "save_steps", "max_steps", "max_length", "epochs", "lr", "max_grad_norm"):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
-            parser.error(f"--{name.replace('_', '-')} must be more than 0, not {getattr(args, name)}")
-    if not 0 < args.eval_fraction < 1:
-        parser.error(f"--eval-fraction is a share between 0 and 1, not {args.eval_fraction}")
-    for name, top in (("label_smoothing", 0.5), ("warmup_ratio", 1)):
-        if not 0 <= getattr(args, name) < top:
-            parser.error(f"--{name.replace('_', '-')} is a share from 0 to {top}, not {getattr(args, name)}")
-    for name in ("center_rewards_coefficient", "weight_decay", "save_total_limit"):
-        if not getattr(args, name) >= 0:
-            parser.error(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(args, name)}")
-    if args.vocab_size < 300:
-        parser.error("--vocab-size must be 300 or more: 256 bytes, 2 special tokens and some merges")
     if args.hidden_size % (2 * args.num_attention_heads):
         parser.error(f"--hidden-size {args.hidden_size} is not a multiple of twice {args.num_attention_heads} heads")
     if args.bf16 and args.fp16:

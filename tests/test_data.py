@@ -236,14 +236,25 @@ def test_a_tokenizer_that_nothing_ends_is_refused():
         tiny_tokenizer(eos_token=None)
 
 
-def test_a_saved_tokenizer_renders_and_encodes_the_same(tmp_path):
-    for template in (None, GOLDEN["templates"]["llama3"]["template"]):
-        tokenizer = tiny_tokenizer(template, bos=True, specials=("<|eot_id|>",))
-        tokenizer.save(tmp_path, max_length=77)
-        again = Tokenizer.from_folder(tmp_path)
-        text = tokenizer.render([U("hi"), A("there")])
-        assert again.render([U("hi"), A("there")]) == text and again.max_length == 77
-        assert again.encode([text])[0][0].tolist() == tokenizer.encode([text])[0][0].tolist()
+@pytest.mark.parametrize("template", [None, *(g["template"] for g in GOLDEN["templates"].values())])
+@pytest.mark.parametrize("bos", [True, False])
+def test_a_saved_tokenizer_encodes_the_same_and_its_template_alone_gives_those_ids(template, bos, tmp_path):
+    tokenizer = tiny_tokenizer(template, bos=bos, specials=("<|eot_id|>",))
+    tokenizer.save(tmp_path, max_length=77)
+    again = Tokenizer.from_folder(tmp_path)
+    assert again.max_length == 77 and again.end_token == tokenizer.end_token and again.header_tokens == tokenizer.header_tokens
+    sequences, shared = split(tokenizer, [U("hi"), A("you"), U("cat ")], ["there ", "then"])
+    for t in (again, Tokenizer.from_folder(save_again(again, tmp_path))):
+        ids, prompt_tokens = split(t, [U("hi"), A("you"), U("cat ")], ["there ", "then"])
+        assert [s.tolist() for s in ids] == [s.tolist() for s in sequences] and prompt_tokens == shared
+    # What transformers does with the template: render, then tokenize without adding anything.
+    rendered = again.render([U("hi"), A("you"), U("cat "), A("there ")])
+    assert again.backend.encode(rendered, add_special_tokens=False).ids == sequences[0].tolist()
+
+
+def save_again(tokenizer, folder):
+    tokenizer.save(folder, max_length=77)
+    return folder
 
 
 def test_chat_template_jinja_comes_before_tokenizer_config(tmp_path):

@@ -405,15 +405,17 @@ def test_resuming_from_another_model_or_other_options_is_refused(tmp_path, tiny_
 
 @pytest.mark.parametrize("args, message", [
     (["--batch-size", 60, "--gradient-accumulation-steps", 8], "--batch-size 60 is not a multiple of 8"),
-    (["--batch-size", 0], "--batch-size must be more than 0"),
-    (["--lr", -1], "--lr must be more than 0"),
-    (["--lr", "nan"], "--lr must be more than 0"),
-    (["--label-smoothing", 0.5], "--label-smoothing is a share"),
-    (["--eval-fraction", 1], "--eval-fraction is a share"),
+    (["--batch-size", 0], "--batch-size: must be more than 0, not 0"),
+    (["--lr", -1], "--lr: must be more than 0"),
+    (["--lr", "nan"], "--lr: must be more than 0"),
+    (["--label-smoothing", 0.5], "--label-smoothing: must be at least 0 and less than 0.5"),
+    (["--eval-fraction", 1], "--eval-fraction: must be more than 0 and less than 1"),
+    (["--batch-size", "many"], "--batch-size: invalid int value: 'many'"),
+    (["--device", "abacus"], "--device abacus"),
     (["--bf16", "--fp16"], "choose one"),
     (["--hidden-size", 30, "--num-attention-heads", 4], "--hidden-size 30 is not a multiple"),
     (["--eval-data", "x.jsonl"], "--eval-data needs --data"),
-    (["--vocab-size", 200], "--vocab-size must be 300 or more"),
+    (["--vocab-size", 200], "--vocab-size: must be at least 300"),
 ])
 def test_options_without_a_meaning_are_refused(args, message, tmp_path):
     assert message in refused(tmp_path, *args)
