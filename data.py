@@ -264,6 +264,8 @@ class Tokenizer:
         header = self.render(turns[:1], add_generation_prompt=True)[len(self.render(turns[:1])) :]
         self.header_tokens = len(backend.encode(header, add_special_tokens=False).ids)
         self.max_length = min(int(config.get("model_max_length") or 2**31), 2**31)  # absurdly large means "unknown"
+        if self.max_length <= 0:
+            raise DataError(f"{where}: model_max_length is {self.max_length}")
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tokenizer":
@@ -276,11 +278,13 @@ class Tokenizer:
                     config |= json.loads((folder / file).read_text(encoding="utf-8"))
             if (folder / "chat_template.jinja").exists():
                 config["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+            return cls(backend, config, str(folder))
+        except DataError:
+            raise
         except OSError as e:
             raise DataError(f"{e.filename}: {e.strerror}") from None
-        except Exception as e:  # the tokenizers library raises plain Exception
+        except Exception as e:  # the tokenizers library raises plain Exception, and a setting may be of any type
             raise DataError(f"{folder}: the tokenizer cannot be read ({e})") from None
-        return cls(backend, config, str(folder))
 
     @classmethod
     def train(cls, texts: list[str], vocab_size: int) -> "Tokenizer":
@@ -335,11 +339,11 @@ class Tokenizer:
             env.globals |= {"raise_exception": _raise_template_error, "strftime_now": _strftime_now}
             try:
                 self._template = env.from_string(self.template_source)
-            except jinja2.TemplateError as e:
+            except (jinja2.TemplateError, TypeError) as e:
                 raise DataError(f"{self.where}: the chat template is not valid ({e})") from None
         try:
             return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self.names)
-        except (jinja2.TemplateError, TypeError, ValueError) as e:
+        except Exception as e:  # a template is somebody else's program: it may raise anything
             raise DataError(f"{self.where}: the chat template refuses this dialogue ({e})") from None
 
     def encode(self, texts: list[str]) -> list[tuple[np.ndarray, tokenizers.Encoding]]:

@@ -67,7 +67,7 @@ def score(model: RewardModel, rows: list[dict], tokenizer: Tokenizer | None = No
     Raises: DataError naming the row where one is malformed, too long, or its reward is not a finite number.
     """
     tokenizer = tokenizer or _tokenizer_of(model.folder)
-    max_length = max_length or default_max_length(model, tokenizer)
+    max_length = usable_length(model, tokenizer, max_length)
     sequences = [sequence_of(row, tokenizer, model, max_length, f"row {i + 1}") for i, row in enumerate(rows)]
     rewards = score_sequences(model, sequences, tokenizer.pad_id, **options)
     for i in np.flatnonzero(~np.isfinite(rewards)):
@@ -80,10 +80,15 @@ def _tokenizer_of(folder: Path) -> Tokenizer:
     return Tokenizer.from_folder(folder)
 
 
-def default_max_length(model: RewardModel, tokenizer: Tokenizer) -> int:
-    """As many tokens as the model was trained on (saved as the tokenizer's model_max_length), or else can take."""
-    limits = tokenizer.max_length, model.config.max_position_embeddings, model.config.sliding_window
-    return min(limit for limit in limits if limit)
+def usable_length(model: RewardModel, tokenizer: Tokenizer, asked: int | None) -> int:
+    """Tokens per sequence: what is asked for, else what the model was trained on (saved as model_max_length) or can take.
+
+    Raises: DataError where more is asked for than the model takes.
+    """
+    limit = min(model.config.max_position_embeddings, model.config.sliding_window or math.inf)
+    if asked and asked > limit:
+        raise DataError(f"--max-length {asked} is more than the {limit} tokens this model takes")
+    return asked or min(limit, tokenizer.max_length)
 
 
 def sequence_of(row: dict, tokenizer: Tokenizer, model: RewardModel, max_length: int, where: str) -> np.ndarray:
@@ -95,7 +100,7 @@ def sequence_of(row: dict, tokenizer: Tokenizer, model: RewardModel, max_length:
             raise DataError(f"{where}: field 'input_ids' is not a non-empty list of token ids from 0 to {vocab - 1}")
         sequences = [np.array(ids, dtype=np.int32)]
     elif "text" in row:
-        if not isinstance(row["text"], str) or not row["text"].strip():
+        if not isinstance(row["text"], str) or not to_messages(row["text"], "assistant", where, "text"):
             raise DataError(f"{where}: field 'text' is not a non-empty string")
         sequences = [tokenizer.encode([row["text"]])[0][0]]
     else:
@@ -113,18 +118,17 @@ def sequence_of(row: dict, tokenizer: Tokenizer, model: RewardModel, max_length:
 
 
 def prompt_and_response(row: dict, where: str) -> tuple[list, list]:
-    if "messages" in row:
-        messages = to_messages(row["messages"], "user", where, "messages")
-        if not messages or messages[-1]["role"] != "assistant":
-            raise DataError(f"{where}: field 'messages' does not end with a turn of the assistant")
-        return messages[:-1], messages[-1:]
-    if "response" not in row:
+    """The two parts of a row to score, as messages.  Raises: DataError."""
+    field = "messages" if "messages" in row else "response"
+    if field not in row:
         found = ", ".join(row) or "nothing"
         raise DataError(f"{where}: needs messages, or prompt and response, or text, or input_ids (found: {found})")
-    response = to_messages(row["response"], "assistant", where, "response")
-    if not response:
-        raise DataError(f"{where}: field 'response' is empty")
-    return to_messages(row.get("prompt", ""), "user", where, "prompt"), response
+    turns = to_messages(row[field], "assistant" if field == "response" else "user", where, field)
+    if not turns or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
+        raise DataError(f"{where}: field {field!r} does not end with something said by the assistant")
+    if field == "messages":
+        return turns[:-1], turns[-1:]
+    return to_messages(row.get("prompt", ""), "user", where, "prompt"), turns
 
 
 def check_ids(ids: np.ndarray, model: RewardModel, where: str) -> np.ndarray:
@@ -319,6 +323,8 @@ def replacing(path: str | None):
         yield sys.stdout
         return
     temporary = Path(f"{path}.tmp")
+    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+        raise DataError(f"--output {path}: not a file in an existing folder")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             yield file
@@ -327,6 +333,21 @@ def replacing(path: str | None):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def number(kind: type, above: float | None = None, at_least: float | None = None, below: float = math.inf):
+    """An argparse type: a number of this kind within bounds, or one line saying which bounds."""
+    bounds = " and ".join(text for text, given in ((f"more than {above}", above is not None), (f"at least {at_least}", at_least is not None),
+                                                   (f"less than {below}", below < math.inf)) if given)
+
+    def parse(text: str):
+        value = kind(text)
+        if not ((above is None or value > above) and (at_least is None or value >= at_least) and value < below):
+            raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse says "invalid int value" of what is no number at all
+    return parse
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -348,8 +369,8 @@ def main(argv: list[str] | None = None) -> int:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("run", metavar="RUN", help="folder with config.json, tokenizer.json and safetensors")
     common.add_argument("--output", metavar="FILE", help="write here instead of to standard output; appears when complete")
-    common.add_argument("--max-length", type=int, metavar="TOKENS", help="tokens per sequence (default: what the model was trained on)")
-    common.add_argument("--tokens-per-batch", type=int, default=16384, help="tokens per forward pass, padding included")
+    common.add_argument("--max-length", type=number(int, above=0), metavar="TOKENS", help="tokens per sequence (default: what the model was trained on)")
+    common.add_argument("--tokens-per-batch", type=number(int, above=0), metavar="TOKENS", default=16384, help="tokens per forward pass, padding included")
     common.add_argument("--bf16", action="store_true", help="compute in bfloat16 autocast; rewards then move by about 0.01")
     common.add_argument("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
     p = commands.add_parser("report", parents=[common], help="evaluate on preference pairs")
@@ -369,7 +390,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         model = RewardModel.from_pretrained(args.run).to(pick_device(args.device)).eval()
         tokenizer = Tokenizer.from_folder(args.run)
-        max_length = args.max_length or default_max_length(model, tokenizer)
+        max_length = usable_length(model, tokenizer, args.max_length)
         options = {"tokens_per_batch": args.tokens_per_batch, "dtype": torch.bfloat16 if args.bf16 else None}
         args.run_command(args, model, tokenizer, max_length, options)
         return 0

@@ -78,27 +78,25 @@ class Config:
         def refuse(why: str):
             raise CheckpointError(f"{where}: {why}")
 
-        def need(key: str, kind: type = int):
-            if key not in raw or raw[key] is None:
+        def need(key: str, kind: type = int, source: dict = raw):
+            value = source.get(key)
+            if value is None:
                 refuse(f"no {key}; refusing to guess")
-            if isinstance(raw[key], bool) or not isinstance(raw[key], (int, kind)) or raw[key] <= 0:
-                refuse(f"{key} is {raw[key]!r}, not a positive number")
-            return raw[key]
+            if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < math.inf:
+                refuse(f"{key} is {value!r}, not a positive {'whole ' if kind is int else ''}number")
+            return value
 
         family = raw.get("model_type")
-        if family not in FAMILIES:
+        if not isinstance(family, str) or family not in FAMILIES:
             refuse(f"model_type {family!r} is not one this decoder computes ({', '.join(FAMILIES)})")
         if raw.get("hidden_act", "silu") != "silu":
             refuse(f"hidden_act {raw['hidden_act']!r} is not supported, only 'silu'")
         if raw.get("quantization_config"):
             refuse("quantization_config: quantised weights are not supported")
-        hidden_size, heads = need("hidden_size"), need("num_attention_heads")
 
         # Llama 1 has no grouped heads and says nothing; Qwen3's heads are not hidden_size / heads wide and it must say so.
-        if family == "llama" and raw.get("num_key_value_heads") is None:
-            kv_heads = heads
-        else:
-            kv_heads = need("num_key_value_heads")
+        hidden_size, heads = need("hidden_size"), need("num_attention_heads")
+        kv_heads = heads if family == "llama" and raw.get("num_key_value_heads") is None else need("num_key_value_heads")
         if family == "qwen3" or raw.get("head_dim") is not None:
             head_dim = need("head_dim")
         elif hidden_size % heads:
@@ -109,26 +107,27 @@ class Config:
             refuse(f"{heads} heads over {kv_heads} key/value heads of an even head_dim, not {head_dim}: impossible")
 
         # transformers 5 writes rope_parameters, older versions rope_theta beside rope_scaling.
-        rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-        theta = rope.pop("rope_theta", raw.get("rope_theta"))
-        kind = rope.pop("rope_type", rope.pop("type", "default"))
-        rope.pop("type", None)
-        if not isinstance(theta, (int, float)):
-            refuse("no rope_theta; refusing to guess")
-        if float(rope.pop("partial_rotary_factor", raw.get("partial_rotary_factor") or 1.0)) != 1.0:
-            refuse("partial_rotary_factor other than 1 is not supported")
-        needed = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-        if kind == "default" and not rope:
-            rope = None
-        elif kind != "llama3" or set(rope) != needed:
-            refuse(f"rope type {kind!r} with {sorted(rope)} is not supported (default; llama3 with {sorted(needed)})")
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            refuse(f"rope_scaling is {rope!r}, not an object")
+        rope = {"rope_theta": raw.get("rope_theta"), "partial_rotary_factor": raw.get("partial_rotary_factor")} | rope
+        theta, turned = need("rope_theta", float, rope), rope.pop("partial_rotary_factor")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        rope = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type", "type")}
+        rule = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+        if turned not in (None, 1):
+            refuse(f"partial_rotary_factor {turned!r} is not supported, only 1")
+        if not (kind == "default" and not rope) and not (kind == "llama3" and set(rope) == rule):
+            refuse(f"rope type {kind!r} with {sorted(rope)} is not supported (default; llama3 with {sorted(rule)})")
+        for key in rope:
+            need(key, float, rope)
 
         rules = dict(FAMILIES[family])
-        slides = rules.pop("window", lambda c: False)(raw)
-        if "layer_types" in raw and raw["layer_types"] is not None:
-            slides = "sliding_attention" in raw["layer_types"]
-            if other := set(raw["layer_types"]) - {"full_attention", "sliding_attention"}:
-                refuse(f"layer_types {sorted(other)} are not supported")
+        slides = rules.pop("window", lambda c: False)(raw) and raw.get("sliding_window") is not None
+        if (layer_types := raw.get("layer_types")) is not None:
+            if not isinstance(layer_types, list) or not all(t in ("full_attention", "sliding_attention") for t in layer_types):
+                refuse(f"layer_types {layer_types!r} are not supported")
+            slides = "sliding_attention" in layer_types
         return cls(
             model_type=family,
             vocab_size=need("vocab_size"),
@@ -139,10 +138,10 @@ class Config:
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
             rms_norm_eps=need("rms_norm_eps", float),
-            rope_theta=float(theta),
-            rope_scaling=rope,
+            rope_theta=theta,
+            rope_scaling=rope or None,
             max_position_embeddings=need("max_position_embeddings"),
-            sliding_window=raw.get("sliding_window") if slides else None,
+            sliding_window=need("sliding_window") if slides else None,
             initializer_range=raw.get("initializer_range", 0.02),
             raw=raw,
             **{name: bool(raw.get(rule, False)) if isinstance(rule, str) else rule for name, rule in rules.items()},
@@ -458,7 +457,7 @@ def _tensor_files(folder: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: no weight_map")
     for name in weight_map.values():
-        if not isinstance(name, str) or Path(name).name != name:  # no path from a file leaves its folder
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):  # no path leaves its folder
             raise CheckpointError(f"{index}: {name!r} is not a file name in this folder")
     return [folder / name for name in sorted(set(weight_map.values()))]
 
@@ -466,7 +465,11 @@ def _tensor_files(folder: Path) -> list[Path]:
 def _tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(file, "pt") as tensors:
-            return {n: tuple(tensors.get_slice(n).get_shape()) for n in tensors.keys()}
+            slices = {n: tensors.get_slice(n) for n in tensors.keys()}
+            for name, part in slices.items():
+                if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):  # integers would be somebody's quantised weights
+                    raise CheckpointError(f"{file}: {name} is of type {part.get_dtype()}, not floating point")
+            return {n: tuple(part.get_shape()) for n, part in slices.items()}
     except (OSError, SafetensorError) as e:
         raise CheckpointError(f"{file}: not a complete safetensors file ({e})") from None
 

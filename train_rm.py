@@ -34,26 +34,11 @@ from tqdm import tqdm
 
 from data import DataError, Tokenizer, collate, describe_audit, encode_preferences, parse_preference, read_preferences
 from data import gold_reward, split_by_prompt, step_batches, toy_preferences
-from eval import check_ids, default_max_length, describe, pick_device, report, score, score_pairs
+from eval import check_ids, describe, number, pick_device, report, score, score_pairs, usable_length
 from loss import bradley_terry_loss, pairwise_accuracy
 from model import CheckpointError, RewardModel, read_json
 
 # ---------------------------------------------------------------- options
-
-
-def number(kind: type, above: float | None = None, at_least: float | None = None, below: float = math.inf):
-    """An argparse type: a number of this kind within bounds, or one line saying which bounds."""
-    bounds = " and ".join(text for text, given in ((f"more than {above}", above is not None), (f"at least {at_least}", at_least is not None),
-                                                   (f"less than {below}", below < math.inf)) if given)
-
-    def parse(text: str):
-        value = kind(text)
-        if not ((above is None or value > above) and (at_least is None or value >= at_least) and value < below):
-            raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse says "invalid int value" of what is no number at all
-    return parse
 
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -453,14 +438,14 @@ def headline(result: dict) -> str:
 
 @contextlib.contextmanager
 def stop_signals():
-    """A list that is empty until Ctrl-C (or a cluster's SIGTERM), which asks to stop after the step; a second one stops
-    at once."""
-    received: list[int] = []
+    """A list that is empty until Ctrl-C (or a cluster's SIGTERM), which asks to stop after the step; another one, two
+    seconds later or more, stops at once. (torchrun passes on the Ctrl-C that the terminal has sent already.)"""
+    received: list[float] = []
 
     def on_signal(number, frame):
-        if received:
+        if received and time.monotonic() - received[0] > 2:
             raise KeyboardInterrupt
-        received.append(number)
+        received.append(time.monotonic())
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -509,11 +494,8 @@ def run(args) -> int:
     # data, model
     train_set, eval_set, malformed = load_preferences(args)
     model, tokenizer = build_model(args, train_set, resume)
-    limit = model.config.sliding_window or model.config.max_position_embeddings
-    limit = min(limit, model.config.max_position_embeddings)
-    max_length = args.max_length or min(1024, default_max_length(model, tokenizer))
-    if max_length > limit:
-        raise DataError(f"--max-length {max_length} is more than the {limit} tokens this model takes")
+    max_length = args.max_length or min(1024, usable_length(model, tokenizer, None))
+    max_length = usable_length(model, tokenizer, max_length)
     drop = args.too_long == "drop"
     pairs, audit = encode_preferences(train_set, tokenizer, max_length, drop, malformed["train"], args.skip_bad_rows)
     held_out, eval_audit = encode_preferences(eval_set, tokenizer, max_length, drop, malformed["held out"], args.skip_bad_rows)
@@ -528,11 +510,13 @@ def run(args) -> int:
     model.to(args.device)
     size = sum(p.numel() for p in model.parameters())
     head = "continued from a checkpoint" if resume else model.head_origin
-    say(f"model: {size / 1e6:.1f}M parameters, {model.config.vocab_size} tokens, value head {head}; reward read at {tokenizer.end_token!r}")
+    say(f"model: {size:,} parameters, vocabulary {model.config.vocab_size:,}, value head {head}; reward read at {tokenizer.end_token!r}")
 
     # run folder
     if world()[0] == 0:
-        if not resume:
+        if resume:
+            output.mkdir(parents=True, exist_ok=True)
+        else:
             open_run_folder(output)
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         options = vars(args) | {"device": str(args.device), "versions": versions, "audit": {"train": audit, "held out": eval_audit}}

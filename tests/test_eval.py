@@ -37,6 +37,8 @@ def command(*args, stdin=""):
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = evaluation.main([str(a) for a in args])
+    except SystemExit as e:  # argparse
+        status = e.code
     finally:
         sys.stdin = before
     return status, out.getvalue(), err.getvalue()
@@ -218,13 +220,16 @@ def test_a_too_long_prompt_is_shortened_and_a_too_long_text_refused(run):
     ("score", "{", "standard input:1: not JSON"),
     ("score", "[1]", "standard input:1: not a JSON object"),
     ("score", '{"reply": "x"}', "standard input:1: needs messages, or prompt and response, or text, or input_ids (found: reply)"),
-    ("score", '{"prompt": "q", "response": ""}', "standard input:1: field 'response' is empty"),
+    ("score", '{"prompt": "q", "response": ""}', "standard input:1: field 'response' does not end with something said"),
+    ("score", '{"messages": [{"role": "assistant", "content": " "}]}', "field 'messages' does not end with something said"),
+    ("score", '{"prompt": "q", "response": [{"role": "user", "content": "a"}]}', "field 'response' does not end with"),
+    ("score", '{"text": "\\ud800"}', "field 'text' holds half of a surrogate pair"),
     ("score", '{"text": 3}', "standard input:1: field 'text'"),
     ("score", '{"input_ids": [1, 400]}', "standard input:1: field 'input_ids' is not a non-empty list of token ids from 0 to 399"),
-    ("score", '{"messages": [{"role": "user", "content": "q"}]}', "field 'messages' does not end with a turn of the assistant"),
+    ("score", '{"messages": [{"role": "user", "content": "q"}]}', "field 'messages' does not end with something said"),
     ("rank", '{"prompt": "q"}', "standard input:1: field 'responses' is not a non-empty list"),
     ("rank", '{"responses": ["a"]}', "standard input:1: no field 'prompt' or 'messages'"),
-    ("rank", '{"prompt": "q", "responses": ["a", ""]}', "standard input:1: response 2: field 'response' is empty"),
+    ("rank", '{"prompt": "q", "responses": ["a", ""]}', "standard input:1: response 2: field 'response' does not end"),
 ])
 def test_a_bad_row_is_one_line_and_exit_status_2(run, tmp_path, name, line, message):
     code, out, err = command(name, run, "--output", tmp_path / "out.jsonl", stdin=line + "\n")
@@ -240,6 +245,32 @@ def test_a_bad_folder_is_one_line_and_exit_status_2(run, tmp_path):
         (tmp_path / "tokenizerless" / file).write_bytes((run / file).read_bytes())
     code, _, err = command("score", tmp_path / "tokenizerless")
     assert code == 2 and "tokenizer.json: No such file" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("file, key, value", [
+    ("config.json", "rope_scaling", 3), ("config.json", "model_type", ["llama"]), ("config.json", "layer_types", [["x"]]),
+    ("config.json", "rope_theta", -1), ("config.json", "partial_rotary_factor", "half"), ("config.json", "head_dim", 1.5),
+    ("tokenizer_config.json", "model_max_length", "long"), ("tokenizer_config.json", "model_max_length", -5),
+    ("tokenizer_config.json", "chat_template", 5), ("tokenizer_config.json", "chat_template", "{{"),
+    ("tokenizer_config.json", "chat_template", "{% for i in range(10**9) %}{% endfor %}"),
+    ("tokenizer_config.json", "eos_token", 5), ("tokenizer_config.json", "bos_token", ["x"]),
+])
+def test_a_setting_of_the_wrong_kind_is_one_line(run, tmp_path, file, key, value):
+    for source in run.iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    (tmp_path / file).write_text(json.dumps(json.loads((run / file).read_text()) | {key: value}))
+    code, out, err = command("score", tmp_path, stdin='{"prompt": "q", "response": "a"}\n')
+    assert (code, out) == (2, "") and str(tmp_path) in err and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--max-length", "0"], "must be more than 0"), (["--max-length", "9999"], "more than the 256 tokens this model takes"),
+    (["--tokens-per-batch", "0"], "must be more than 0"), (["--device", "abacus"], "--device abacus"),
+    (["--output", "/nowhere/x.jsonl"], "--output /nowhere/x.jsonl: not a file in an existing folder"),
+])
+def test_options_without_a_meaning_are_one_line(run, options, message):
+    code, out, err = command("score", run, *options)
+    assert code == 2 and out == "" and message in err and "Traceback" not in err
 
 
 def test_broken_weights_are_refused_not_reported(run, tmp_path):

@@ -242,6 +242,12 @@ def test_a_truncated_file_is_named(tmp_path):
         RewardModel.from_pretrained(tmp_path)
 
 
+def test_integer_tensors_are_somebodys_quantised_weights_and_refused(tmp_path):
+    edit(save_run(tmp_path, tiny_model(), tiny_tokenizer()), lambda s: s.update({"score.weight": torch.ones(1, 16, dtype=torch.int8)}))
+    with pytest.raises(CheckpointError, match="score.weight is of type I8"):
+        RewardModel.from_pretrained(tmp_path)
+
+
 def test_an_index_cannot_point_out_of_its_folder(tmp_path):
     save_run(tmp_path / "a", tiny_model(), tiny_tokenizer())
     (tmp_path / "a" / "model.safetensors").rename(tmp_path / "model.safetensors")

@@ -356,7 +356,7 @@ def test_a_tokenizer_without_an_end_token_is_said(tmp_path, tiny_run):
     data = write_rows(tmp_path / "d.jsonl", toy_rows(40))
     folder = copy_run(tiny_run, tmp_path / "m")
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None, "chat_template": None}))
     assert "no eos_token" in refused(tmp_path, "--model", folder, "--data", data)
 
 
