@@ -8,7 +8,7 @@ RUN is any folder with config.json, tokenizer.json and safetensors. Whatever the
 becomes a reward in one way: Tokenizer renders and encodes it, `score_sequences` reads the reward at its end token.
 
 From Python:  model = RewardModel.from_pretrained("runs/toy")
-              score(model, [{"prompt": "Which colour is grass?", "response": "It is green."}])   # -> [2.9…]
+              score(model, [{"prompt": "Which colour is grass?", "response": "It is green."}])  # one reward a row
 
 How to read a reward: it is in nats and has no zero point. Only the difference of two responses to the SAME prompt means
 something: the log-odds that the first is preferred, P = σ(r_1 − r_2).

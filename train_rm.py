@@ -29,12 +29,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from data import DataError, Tokenizer, collate, describe_audit, encode_preferences, parse_preference, read_preferences
 from data import gold_reward, split_by_prompt, step_batches, toy_preferences
-from eval import check_ids, describe, number, pick_device, report, score, score_pairs, usable_length
+from eval import check_ids, describe, number, pick_device, replacing, report, score, score_pairs, usable_length
 from loss import bradley_terry_loss, pairwise_accuracy
 from model import CheckpointError, RewardModel, read_json
 
@@ -291,7 +292,11 @@ def load_checkpoint(folder: Path, model, optimizer, scaler) -> tuple[int, np.nda
 def checkpoints(output: Path) -> list[Path]:
     """The complete checkpoints of a run folder, oldest first."""
     found = [p for p in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def find_checkpoint(args) -> Path:
@@ -366,6 +371,9 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
     if resume:
         start, window = load_checkpoint(resume, model, optimizer, scaler)
         say(f"resumed from {resume} at step {start}")
+        for later in (p for p in checkpoints(output) if rank == 0 and step_of(p) > start):
+            say(f"{later} lies ahead of that and will be written anew")
+            shutil.rmtree(later)
     parallel = torch.nn.parallel.DistributedDataParallel(model) if ranks > 1 else model
 
     with stop_signals() as stop, metrics_log(output, start) as log, progress_bar(total, start) as bar:
@@ -465,9 +473,8 @@ def metrics_log(output: Path, start: int):
     path = output / "metrics.jsonl"
     lines = [line for line in path.read_text("utf-8").splitlines(True) if line.endswith("\n")] if path.exists() else []
     kept = [line for line in lines if (record := json.loads(line))["step"] + ("eval_loss" in record) <= start]
-    temporary = path.with_name("metrics.jsonl.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write("".join(kept))
     with open(path, "a", encoding="utf-8") as file:
         yield lambda line: (file.write(json.dumps(line) + "\n"), file.flush())
 
@@ -520,27 +527,26 @@ def run(args) -> int:
             open_run_folder(output)
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         options = vars(args) | {"device": str(args.device), "versions": versions, "audit": {"train": audit, "held out": eval_audit}}
-        (output / "options.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+        with replacing(output / "options.json") as file:
+            file.write(json.dumps(options, indent=2) + "\n")
         if args.data is None:
-            with open(output / "held_out.jsonl", "w", encoding="utf-8") as file:
+            with replacing(output / "held_out.jsonl") as file:
                 for p in eval_set:
                     row = {"prompt": p.prompt[0]["content"], "chosen": p.chosen[0]["content"], "rejected": p.rejected[0]["content"]}
                     file.write(json.dumps(row | {"gold_chosen": p.gold[0], "gold_rejected": p.gold[1]}) + "\n")
     if dist.is_initialized():
         dist.barrier()
 
-    # train, evaluate, save
+    # train, save, evaluate
     if not train(args, model, tokenizer, pairs, held_out, max_length, resume):
         say(f"stopped; the same command with --resume goes on from the checkpoint in {output}")
         return 130
+    if world()[0] == 0:
+        write_folder(output, lambda folder: (model.save_pretrained(folder, tokenizer.pad_id), tokenizer.save(folder, max_length)))
     result = report(score_pairs(model, held_out, tokenizer.pad_id), held_out)
     if world()[0] == 0:
-        def write(folder: Path):
-            model.save_pretrained(folder, tokenizer.pad_id)
-            tokenizer.save(folder, max_length)
-            (folder / "report.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-        write_folder(output, write)
+        with replacing(output / "report.json") as file:
+            file.write(json.dumps(result, indent=2) + "\n")
     say(f"\n{describe(result)}\n")
     if args.data is None:
         summarise_toy(model, tokenizer, result, output)
@@ -577,7 +583,7 @@ def main(argv: list[str] | None = None) -> int:
                 torch.cuda.set_device(args.device)
             dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
         return run(args)
-    except (DataError, CheckpointError, OSError) as e:
+    except (DataError, CheckpointError, SafetensorError, OSError) as e:
         print(f"train_rm.py: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

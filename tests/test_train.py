@@ -257,6 +257,18 @@ def test_any_checkpoint_resumes_exactly(at, tmp_path):
     assert without_speed(metrics(tmp_path / "whole")) == before
 
 
+def test_resuming_from_an_older_checkpoint_never_mixes_it_with_later_ones(tmp_path):
+    args = [*LONG, "--output", tmp_path / "run", "--save-steps", 20]
+    assert command(*args, "--save-total-limit", 0)[0] == 0
+    names = lambda: sorted(p.name for p in train_rm.checkpoints(tmp_path / "run"))
+    assert names() == ["checkpoint-20", "checkpoint-40"]
+    weights = load_file(tmp_path / "run" / "checkpoint-40" / "optimizer.safetensors")
+    assert command(*args, "--resume", tmp_path / "run" / "checkpoint-20", "--save-total-limit", 1)[0] == 0
+    assert names() == ["checkpoint-40"]  # the newest one is kept, and it is what it was
+    again = load_file(tmp_path / "run" / "checkpoint-40" / "optimizer.safetensors")
+    assert all(torch.equal(weights[k], again[k]) for k in weights)
+
+
 def test_a_checkpoint_is_itself_a_run_folder(tmp_path):
     assert command(*SMALL, "--toy-pairs", 300, "--max-steps", 4, "--save-steps", 2, "--output", tmp_path / "run")[0] == 0
     assert RewardModel.from_pretrained(tmp_path / "run" / "checkpoint-2").head_origin == "kept"
