@@ -43,6 +43,8 @@ class DataError(ValueError):
 
 @dataclasses.dataclass
 class Preference:
+    """One comparison: for this prompt, `chosen` was preferred to `rejected`."""
+
     prompt: Messages  # may be empty: some data compare texts that answer nothing
     chosen: Messages  # what follows the prompt: usually one assistant turn
     rejected: Messages
@@ -133,14 +135,16 @@ def parse_preference(row: dict, where: str = "row") -> Preference:
         if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
             raise DataError(f"{where}: field 'history' is not a list of [question, answer]")
         for asked, answered in turns:
-            prompt += to_messages(asked, "user", where, "history") + to_messages(answered, "assistant", where, "history")
+            prompt += to_messages(asked, "user", where, "history")
+            prompt += to_messages(answered, "assistant", where, "history")
         asked = "\n".join(str(row[f]) for f in ("instruction", "input") if row.get(f))
         prompt += to_messages(asked, "user", where, "instruction")
     elif all(isinstance(s, str) and s.lstrip().startswith("Human:") for s in sides):
         sides = [_parse_transcript(s) for s in sides]
     if row.get("system"):
         prompt = to_messages(row["system"], "system", where, "system") + prompt
-    chosen, rejected = to_messages(sides[0], "assistant", where, "chosen"), to_messages(sides[1], "assistant", where, "rejected")
+    chosen = to_messages(sides[0], "assistant", where, "chosen")
+    rejected = to_messages(sides[1], "assistant", where, "rejected")
 
     # Sides that begin with somebody else's turn hold the whole dialogue, and the prompt is what both share. (Some files
     # repeat it in a `prompt` string.) Each side keeps at least its last turn.
@@ -152,10 +156,10 @@ def parse_preference(row: dict, where: str = "row") -> Preference:
     for side, field in ((chosen, "chosen"), (rejected, "rejected")):
         if side and side[-1]["role"] != "assistant":
             raise DataError(f"{where}: field {field!r} ends with a turn of {side[-1]['role']!r}, not of the assistant")
-    return Preference(
-        prompt, chosen, rejected, where=where, margin=_number(row.get("margin") or 0.0, where, "margin"),
-        gold=tuple(_number(row.get(f), where, f) for f in ("gold_chosen", "gold_rejected")) if "gold_chosen" in row else None,
-    )
+    margin, gold = _number(row.get("margin") or 0.0, where, "margin"), None
+    if "gold_chosen" in row:
+        gold = tuple(_number(row.get(field), where, field) for field in ("gold_chosen", "gold_rejected"))
+    return Preference(prompt, chosen, rejected, margin, gold, where)
 
 
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}  # ShareGPT's names
@@ -220,6 +224,9 @@ PLAIN_TEMPLATE = (
     "{{ message['role'] | capitalize }}: {{ message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\\nAssistant:' if messages else 'Assistant:' }}{% endif %}"
 )
+
+
+Encoded = tuple[np.ndarray, tokenizers.Encoding]
 
 
 class Tokenizer:
@@ -346,7 +353,7 @@ class Tokenizer:
         except Exception as e:  # a template is somebody else's program: it may raise anything
             raise DataError(f"{self.where}: the chat template refuses this dialogue ({e})") from None
 
-    def encode(self, texts: list[str]) -> list[tuple[np.ndarray, tokenizers.Encoding]]:
+    def encode(self, texts: list[str]) -> list[Encoded]:
         """Rendered texts -> (ids as int32, the library's encoding, which lacks the BOS).
 
         One BOS where the tokenizer uses one. One end token with nothing behind it: a template's closing newline is cut,
@@ -370,7 +377,7 @@ class Tokenizer:
             return texts, 0
         return texts, len(os.path.commonprefix([self.render(prompt, add_generation_prompt=True), *texts]))
 
-    def split_prompt(self, encoded: list[tuple[np.ndarray, tokenizers.Encoding]], seam: int) -> tuple[list[np.ndarray], int]:
+    def split_prompt(self, encoded: list[Encoded], seam: int) -> tuple[list[np.ndarray], int]:
         """The ids of some responses to one prompt, and how many leading ones are prompt: the same ids in all of them,
         whatever the tokenizer merges at the seam."""
         sequences, starts = [ids for ids, _ in encoded], []
@@ -380,8 +387,8 @@ class Tokenizer:
             starts.append(start + len(ids) - len(encoding.ids))
         return sequences, min([*starts, *(_common_prefix(sequences[0], other) for other in sequences[1:])])
 
-    def truncate(self, ids: list[np.ndarray], prompt_tokens: int, max_length: int) -> tuple[list[np.ndarray], int] | None:
-        """Fit sequences that share a prompt into max_length, or None where that cannot be.
+    def truncate(self, ids: list[np.ndarray], prompt_tokens: int, max_length: int):
+        """Fit sequences that share a prompt into max_length -> (ids, prompt_tokens), or None where that cannot be.
 
         The prompt loses its oldest tokens (BOS and the assistant's header stay), the same ones on all sides. Responses
         are never cut: half a response teaches the wrong reward.
@@ -447,7 +454,8 @@ def encode_preferences(
     `malformed` rows were already left out in reading. Raises: DataError naming a row the chat template refuses, unless
     skip_bad_rows.
     """
-    left_out = {"malformed": malformed, "refused by the template": 0, "empty side": 0, "identical sides": 0, "too long": 0}
+    reasons = ("malformed", "refused by the template", "empty side", "identical sides", "too long")
+    left_out = dict.fromkeys(reasons, 0) | {"malformed": malformed}
     rendered = []
     for p in preferences:
         if not all(side and side[-1]["content"].strip() for side in (p.chosen, p.rejected)):
@@ -492,6 +500,7 @@ def encode_preferences(
         seen[sides] = seen.get(sides, 0) + 1
     lengths = pairs.lengths()
     longer = np.sign(lengths[:, 0] - lengths[:, 1])
+    tokens = {f"p{q}": int(np.percentile(lengths.max(1), q)) for q in (50, 90, 99, 100)} if kept else {}
     audit = {
         "read": len(preferences) + malformed,
         "kept": len(kept),
@@ -500,7 +509,7 @@ def encode_preferences(
         "duplicates": sum(count - 1 for count in seen.values()),
         "contradictions": sum((key, loser, winner) in seen for key, winner, loser in seen) // 2,
         "prompt_truncated": truncated,
-        "longest_side_tokens": {f"p{q}": int(np.percentile(lengths.max(1), q)) for q in (50, 90, 99, 100)} if kept else {},
+        "longest_side_tokens": tokens,
         "longer_wins": float((longer > 0).mean() + (longer == 0).mean() / 2) if kept else None,
     }
     return pairs, audit
@@ -515,8 +524,8 @@ def describe_audit(name: str, audit: dict) -> str:
         return line
     tokens = " / ".join(str(v) for v in audit["longest_side_tokens"].values())
     return (
-        f"{line}; {audit['prompts']} prompts\n  {audit['duplicates']} duplicates, {audit['contradictions']} contradictions, "
-        f"{audit['prompt_truncated']} with a shortened prompt; tokens p50/p90/p99/max {tokens}; "
+        f"{line}; {audit['prompts']} prompts\n  {audit['duplicates']} duplicates, {audit['contradictions']} "
+        f"contradictions, {audit['prompt_truncated']} with a shortened prompt; tokens p50/p90/p99/max {tokens}; "
         f"the longer side wins {audit['longer_wins']:.1%}"
     )
 
@@ -593,7 +602,7 @@ CLOSERS = ["", "Thanks.", "Please answer.", "Tell me.", "I have to know.", "Nobo
 
 
 def gold_reward(prompt: str, response: str) -> float:
-    """The toy world's true reward, in nats. What is right depends on the prompt, and so does what is beside the point."""
+    """The toy world's true reward, in nats. What is right depends on the prompt, and so does what is off the point."""
     for topic, (question, _, additions) in TOPICS.items():
         for thing, answer in ANSWERS[topic].items():
             if question.format(thing) in prompt:
@@ -609,7 +618,8 @@ def toy_prompt(rng: random.Random) -> tuple[str, str, str]:
     """A random prompt of the toy world, its topic and its right answer."""
     topic = rng.choice(list(TOPICS))
     thing, answer = rng.choice(list(ANSWERS[topic].items()))
-    return " ".join(filter(None, (rng.choice(OPENERS), TOPICS[topic][0].format(thing), rng.choice(CLOSERS)))), topic, answer
+    parts = rng.choice(OPENERS), TOPICS[topic][0].format(thing), rng.choice(CLOSERS)
+    return " ".join(filter(None, parts)), topic, answer
 
 
 def toy_response(topic: str, answer: str, rng: random.Random) -> str:

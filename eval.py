@@ -81,7 +81,7 @@ def _tokenizer_of(folder: Path) -> Tokenizer:
 
 
 def usable_length(model: RewardModel, tokenizer: Tokenizer, asked: int | None) -> int:
-    """Tokens per sequence: what is asked for, else what the model was trained on (saved as model_max_length) or can take.
+    """Tokens per sequence: those asked for, else those the model was trained on (saved as model_max_length) or takes.
 
     Raises: DataError where more is asked for than the model takes.
     """
@@ -134,8 +134,8 @@ def prompt_and_response(row: dict, where: str) -> tuple[list, list]:
 def check_ids(ids: np.ndarray, model: RewardModel, where: str) -> np.ndarray:
     """Token ids that the embedding has rows for; a tokenizer of another model is the usual cause of others."""
     if len(ids) and ids.max() >= model.config.vocab_size:
-        raise DataError(f"{where}: token id {ids.max()} is beyond the model's vocabulary of {model.config.vocab_size}: "
-                        "tokenizer.json and config.json do not belong together")
+        raise DataError(f"{where}: token id {ids.max()} is beyond the model's vocabulary of {model.config.vocab_size}; "
+                        "do tokenizer.json and config.json belong together?")
     return ids
 
 
@@ -227,7 +227,7 @@ def describe(result: dict) -> str:
         ("  the longer one wins", f"{result['longer_wins_accuracy']:.3f}", "what length alone would score"),
     ]
     if "ceiling_accuracy" in result:
-        lines.insert(1, ("  ceiling", f"{result['ceiling_accuracy']:.3f}", "the best any model can: the labels are noisy"))
+        lines.insert(1, ("  ceiling", f"{result['ceiling_accuracy']:.3f}", "the best any model can; labels are noisy"))
     if result["accuracy_where_chosen_is_shorter"] is not None:
         lines.append(("  chosen is shorter", f"{result['accuracy_where_chosen_is_shorter']:.3f}",
                       f"accuracy on the {result['pairs_where_chosen_is_shorter']} pairs where length misleads"))
@@ -238,7 +238,7 @@ def describe(result: dict) -> str:
                                                          f"rejected {result['mean_rejected']:+.3f}"),
     ]
     if "gold_correlation" in result:
-        lines.append(("gold correlation", f"{result['gold_correlation']:.3f}", "learned with true reward, within prompts"))
+        lines.append(("gold correlation", f"{result['gold_correlation']:.3f}", "learned with true rewards, within prompts"))
     return "\n".join(f"{name:<22} {value:>8}   {meaning}" for name, value, meaning in lines)
 
 
@@ -246,6 +246,7 @@ def describe(result: dict) -> str:
 
 
 def command_report(args, model, tokenizer, max_length: int, options: dict) -> None:
+    """Pairs of a file -> a table on standard output and, with --output, every figure as JSON."""
     preferences, malformed = read_preferences(args.data, args.skip_bad_rows)
     pairs, audit = encode_preferences(preferences, tokenizer, max_length, False, malformed, args.skip_bad_rows)
     print(describe_audit(args.data, audit), file=sys.stderr)
@@ -260,6 +261,7 @@ def command_report(args, model, tokenizer, max_length: int, options: dict) -> No
 
 
 def command_score(args, model, tokenizer, max_length: int, options: dict) -> None:
+    """Rows in, the same rows out in the same order, each with its reward. Memory holds one chunk of them."""
     with replacing(args.output) as out:
         for chunk in chunks(input_rows(args.input)):
             sequences = [sequence_of(row, tokenizer, model, max_length, where) for where, row in chunk]
@@ -274,6 +276,7 @@ def command_score(args, model, tokenizer, max_length: int, options: dict) -> Non
 
 
 def command_rank(args, model, tokenizer, max_length: int, options: dict) -> None:
+    """Rows with responses in, the same rows out, the responses best first."""
     with replacing(args.output) as out:
         for chunk in chunks(input_rows(args.input), size=64):
             sequences, sizes = [], []
@@ -335,15 +338,15 @@ def replacing(path: str | None):
         temporary.unlink(missing_ok=True)
 
 
-def number(kind: type, above: float | None = None, at_least: float | None = None, below: float = math.inf):
+def number(kind: type, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf):
     """An argparse type: a number of this kind within bounds, or one line saying which bounds."""
-    bounds = " and ".join(text for text, given in ((f"more than {above}", above is not None), (f"at least {at_least}", at_least is not None),
-                                                   (f"less than {below}", below < math.inf)) if given)
+    limits = (("more than", above), ("at least", at_least), ("less than", below))
+    bounds = " and ".join(f"{name} {limit}" for name, limit in limits if math.isfinite(limit))
 
     def parse(text: str):
         value = kind(text)
-        if not ((above is None or value > above) and (at_least is None or value >= at_least) and value < below):
-            raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
+        if not (above < value < below and at_least <= value):
+            raise argparse.ArgumentTypeError(f"must be {bounds or 'finite'}, not {text}")
         return value
 
     parse.__name__ = kind.__name__  # argparse says "invalid int value" of what is no number at all
@@ -368,14 +371,16 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="report | score | rank")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("run", metavar="RUN", help="folder with config.json, tokenizer.json and safetensors")
-    common.add_argument("--output", metavar="FILE", help="write here instead of to standard output; appears when complete")
-    common.add_argument("--max-length", type=number(int, above=0), metavar="TOKENS", help="tokens per sequence (default: what the model was trained on)")
-    common.add_argument("--tokens-per-batch", type=number(int, above=0), metavar="TOKENS", default=16384, help="tokens per forward pass, padding included")
-    common.add_argument("--bf16", action="store_true", help="compute in bfloat16 autocast; rewards then move by about 0.01")
+    common.add_argument("--output", metavar="FILE", help="write here, not to standard output; appears when complete")
+    common.add_argument("--max-length", type=number(int, above=0), metavar="TOKENS",
+                        help="tokens per sequence (default: what the model was trained on)")
+    common.add_argument("--tokens-per-batch", type=number(int, above=0), metavar="TOKENS", default=16384,
+                        help="tokens per forward pass, padding included (default: %(default)s)")
+    common.add_argument("--bf16", action="store_true", help="compute in bfloat16 autocast: faster on GPUs, less exact")
     common.add_argument("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
     p = commands.add_parser("report", parents=[common], help="evaluate on preference pairs")
     p.add_argument("--data", required=True, metavar="FILE", help="pairs, in any layout train_rm.py reads")
-    p.add_argument("--skip-bad-rows", action="store_true", help="leave malformed rows out and count them, instead of stopping")
+    p.add_argument("--skip-bad-rows", action="store_true", help="leave malformed rows out and count them")
     p.set_defaults(run_command=command_report)
     p = commands.add_parser("score", parents=[common], help="a reward for every row")
     p.add_argument("--input", metavar="FILE", help="JSON lines, each with messages, or prompt and response, or text "
@@ -384,7 +389,7 @@ def main(argv: list[str] | None = None) -> int:
     p.set_defaults(run_command=command_score)
     p = commands.add_parser("rank", parents=[common], help="order the responses of every row, best first")
     p.add_argument("--input", metavar="FILE", help="JSON lines, each with prompt (or messages) and responses; standard "
-                   "input without it. `responses` comes back sorted, with `rewards` and the original `order` beside it")
+                   "input without it. `responses` comes back sorted, with `rewards` and the original `order`")
     p.set_defaults(run_command=command_rank)
     args = parser.parse_args(argv)
     try:

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 SHARD_BYTES = 5 * 10**9  # larger checkpoints are split, as transformers does
@@ -94,9 +94,10 @@ class Config:
         if raw.get("quantization_config"):
             refuse("quantization_config: quantised weights are not supported")
 
-        # Llama 1 has no grouped heads and says nothing; Qwen3's heads are not hidden_size / heads wide and it must say so.
+        # Llama 1 has no grouped heads and says nothing; Qwen3's heads are not hidden_size / heads wide: it must say so.
         hidden_size, heads = need("hidden_size"), need("num_attention_heads")
-        kv_heads = heads if family == "llama" and raw.get("num_key_value_heads") is None else need("num_key_value_heads")
+        llama_1 = family == "llama" and raw.get("num_key_value_heads") is None
+        kv_heads = heads if llama_1 else need("num_key_value_heads")
         if family == "qwen3" or raw.get("head_dim") is not None:
             head_dim = need("head_dim")
         elif hidden_size % heads:
@@ -125,8 +126,9 @@ class Config:
         rules = dict(FAMILIES[family])
         slides = rules.pop("window", lambda c: False)(raw) and raw.get("sliding_window") is not None
         if (layer_types := raw.get("layer_types")) is not None:
-            if not isinstance(layer_types, list) or not all(t in ("full_attention", "sliding_attention") for t in layer_types):
-                refuse(f"layer_types {layer_types!r} are not supported")
+            kinds = ("full_attention", "sliding_attention")
+            if not isinstance(layer_types, list) or not all(t in kinds for t in layer_types):
+                refuse(f"layer_types {layer_types!r} are not supported, only {kinds}")
             slides = "sliding_attention" in layer_types
         return cls(
             model_type=family,
@@ -187,7 +189,7 @@ def rotary_tables(config: Config, T: int, device: torch.device) -> tuple[Tensor,
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i+P/2}) by its angle: Hugging Face's pairing, not the paper's neighbours.  (N, H, T, P)"""
+    """Turn each pair (x_i, x_{i+P/2}) by its angle: Hugging Face pairs halves, the paper neighbours.  (N, H, T, P)"""
     first, second = x.chunk(2, dim=-1)
     return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
 
@@ -208,6 +210,7 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x (N, T, D), rotary tables (T, P) each -> (N, T, D)"""
         N, T, _ = x.shape
         q = self.q_proj(x).view(N, T, -1, self.head_dim)  # (N, T, H, P)
         k = self.k_proj(x).view(N, T, -1, self.head_dim)  # (N, T, K, P)
@@ -266,9 +269,10 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        """(N, T) -> (N, T, D).  Raises: ValueError where T is beyond a sliding window."""
         T, window = input_ids.shape[1], self.config.sliding_window
         if window is not None and T > window:
-            raise ValueError(f"{T} tokens are more than this model's sliding_window of {window}, which is not supported")
+            raise ValueError(f"{T} tokens are more than the sliding_window of {window}, which is not supported")
         x = self.embed_tokens(input_ids)  # (N, T, D)
         cos, sin = rotary_tables(self.config, T, x.device)
         for layer in self.layers:
@@ -409,26 +413,10 @@ class RewardModel(nn.Module):
         }
         (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
-        state = {n: p.detach().cpu().contiguous() for n, p in self.named_parameters()}
+        state = {n: p.detach().cpu() for n, p in self.named_parameters()}
         if not self.score.bias.any():
             del state["score.bias"]
-        shards, room = [{}], SHARD_BYTES
-        for name, tensor in state.items():
-            size = tensor.numel() * tensor.element_size()
-            if size > room and shards[-1]:
-                shards.append({})
-                room = SHARD_BYTES
-            shards[-1][name] = tensor
-            room -= size
-        if len(shards) == 1:
-            save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-            return
-        names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-        for name, shard in zip(names, shards):
-            save_file(shard, folder / name, metadata={"format": "pt"})
-        index = {"metadata": {"total_size": sum(t.numel() * t.element_size() for t in state.values())},
-                 "weight_map": {tensor: name for name, shard in zip(names, shards) for tensor in shard}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        save_torch_state_dict(state, folder, max_shard_size=SHARD_BYTES)
 
 
 # ---------------------------------------------------------------- reading files
@@ -457,7 +445,8 @@ def _tensor_files(folder: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: no weight_map")
     for name in weight_map.values():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):  # no path leaves its folder
+        # No path from a file leaves its folder.
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index}: {name!r} is not a file name in this folder")
     return [folder / name for name in sorted(set(weight_map.values()))]
 
@@ -467,7 +456,7 @@ def _tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(file, "pt") as tensors:
             slices = {n: tensors.get_slice(n) for n in tensors.keys()}
             for name, part in slices.items():
-                if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):  # integers would be somebody's quantised weights
+                if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):  # integers: somebody's quantised weights
                     raise CheckpointError(f"{file}: {name} is of type {part.get_dtype()}, not floating point")
             return {n: tuple(part.get_shape()) for n, part in slices.items()}
     except (OSError, SafetensorError) as e:

@@ -42,65 +42,72 @@ from model import CheckpointError, RewardModel, read_json
 # ---------------------------------------------------------------- options
 
 
+class HelpPage(argparse.RawDescriptionHelpFormatter):
+    """Keeps the docstring's lines, and says each default."""
+
+    def _get_help_string(self, action):
+        return action.help + ("" if action.default in (None, False, argparse.SUPPRESS) else " (default: %(default)s)")
+
+
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line -> options. Those whose default depends on others are filled in, so vars(args) tells all."""
-    positive_int, positive = number(int, above=0), number(float, above=0)
+    natural, share = number(int, above=0), number(float, at_least=0, below=1)
+    positive, not_negative = number(float, above=0), number(float, at_least=0)
     parser = argparse.ArgumentParser(
         usage="python train_rm.py [options]", description=__doc__,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=120),
+        formatter_class=lambda prog: HelpPage(prog, max_help_position=32, width=120),
     )
+    flag = argparse.BooleanOptionalAction
     add = parser.add_argument_group("what to learn from").add_argument
-    add("--model", metavar="DIR", help="folder with config.json, tokenizer.json and safetensors to start from; a reward head "
-        "in it is kept, otherwise a new one is made (default: a small decoder from scratch)")
-    add("--data", nargs="+", metavar="FILE", help="preference pairs, .jsonl or .json, .gz or not, or a folder; for the layouts "
-        "see data.py (default: the toy world)")
+    add("--model", metavar="DIR", help="folder with config.json, tokenizer.json and safetensors to start from; a reward "
+        "head in it is kept, otherwise a new one is made (default: a small decoder from scratch)")
+    add("--data", nargs="+", metavar="FILE", help="preference pairs, .jsonl or .json, .gz or not, or a folder; "
+        "parse_preference in data.py lists the layouts (default: the toy world)")
     add("--eval-data", nargs="+", metavar="FILE", help="held-out pairs (default: hold out some prompts of --data)")
-    add("--eval-fraction", type=number(float, above=0, below=1), default=0.1, help="share of prompts to hold out (default: %(default)s)")
-    add("--max-length", type=positive_int, help="tokens per prompt + response (default: what the model takes, at most 1024)")
-    add("--too-long", choices=["shorten-prompt", "drop"], default="shorten-prompt", help="what to do with longer pairs: cut the "
-        "oldest tokens of the prompt (never a response), or leave the pair out (default: %(default)s)")
-    add("--skip-bad-rows", action=argparse.BooleanOptionalAction, default=False, help="leave malformed rows out and count them, "
-        "instead of stopping at the first")
-    add("--toy-pairs", type=positive_int, default=48000, help="size of the toy world, held-out pairs included (default: %(default)s)")
+    add("--eval-fraction", type=number(float, above=0, below=1), default=0.1, help="share of prompts to hold out")
+    add("--max-length", type=natural, help="tokens of prompt + response (default: what the model takes, at most 1024)")
+    add("--too-long", choices=["shorten-prompt", "drop"], default="shorten-prompt", help="longer pairs: cut the oldest "
+        "tokens of the prompt (never a response), or leave the pair out")
+    add("--skip-bad-rows", action=flag, default=False, help="leave malformed rows out and count them")
+    add("--toy-pairs", type=natural, default=48000, help="size of the toy world, held-out pairs included")
 
     add = parser.add_argument_group("a model from scratch (without --model)").add_argument
-    add("--hidden-size", type=positive_int, default=64, help="width D (default: %(default)s)")
-    add("--num-hidden-layers", type=positive_int, default=2, help="(default: %(default)s)")
-    add("--num-attention-heads", type=positive_int, default=4, help="(default: %(default)s)")
-    add("--vocab-size", type=number(int, at_least=300), default=4096, help="byte-level BPE tokens, at most: 256 bytes, 2 special ones, and words (default: %(default)s)")
+    add("--hidden-size", type=natural, default=64, help="width D")
+    add("--num-hidden-layers", type=natural, default=2, help="depth")
+    add("--num-attention-heads", type=natural, default=4, help="heads, each D / heads wide")
+    add("--vocab-size", type=number(int, at_least=300), default=4096, help="byte-level BPE tokens, at most")
 
     add = parser.add_argument_group("how long and how fast").add_argument
-    add("--epochs", type=positive, default=1.0, help="passes over the training pairs (default: %(default)s)")
-    add("--max-steps", type=positive_int, help="optimizer steps, instead of --epochs")
-    add("--batch-size", type=positive_int, default=64, help="pairs per optimizer step, over all processes (default: %(default)s)")
-    add("--gradient-accumulation-steps", type=positive_int, default=1, help="cut each process's share of the step into this many "
-        "forward passes, to save memory; the step stays the same (default: %(default)s)")
+    add("--epochs", type=positive, default=1.0, help="passes over the training pairs")
+    add("--max-steps", type=natural, help="optimizer steps, instead of --epochs")
+    add("--batch-size", type=natural, default=64, help="pairs per optimizer step, over all processes")
+    add("--gradient-accumulation-steps", type=natural, default=1, help="cut each process's share of a step into this "
+        "many forward passes, to save memory; the step stays the same")
     add("--lr", type=positive, help="peak learning rate (default: 1e-5 with --model, 1e-3 from scratch)")
-    add("--lr-scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="decay to 0 after the warmup "
-        "(default: %(default)s)")
-    add("--warmup-ratio", type=number(float, at_least=0, below=1), default=0.05, help="share of steps with a rising learning rate (default: %(default)s)")
-    add("--weight-decay", type=number(float, at_least=0), default=0.01, help="AdamW's, on matrices only (default: %(default)s)")
-    add("--max-grad-norm", type=positive, default=1.0, help="clip the gradient's 2-norm to this (default: %(default)s)")
+    add("--lr-scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="decay to 0 after warmup")
+    add("--warmup-ratio", type=share, default=0.05, help="share of steps with a rising learning rate")
+    add("--weight-decay", type=not_negative, default=0.01, help="AdamW's, on matrices only")
+    add("--max-grad-norm", type=positive, default=1.0, help="clip the gradient's 2-norm to this")
 
     add = parser.add_argument_group("the loss").add_argument
-    add("--label-smoothing", type=number(float, at_least=0, below=0.5), default=0.0, help="known share of flipped labels, 0 to 0.5 (default: %(default)s)")
-    add("--center-rewards-coefficient", type=number(float, at_least=0), default=0.0, help="penalty on (r_w + r_l)², keeps rewards around 0; TRL "
-        "suggests 0.01 (default: %(default)s)")
+    add("--label-smoothing", type=number(float, at_least=0, below=0.5), default=0.0, help="known share of flipped labels")
+    add("--center-rewards-coefficient", type=not_negative, default=0.0, help="penalty on (r_w + r_l)², keeps rewards "
+        "around 0; TRL suggests 0.01")
 
     add = parser.add_argument_group("the machine").add_argument
-    add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one; under torchrun each process has its own)")
-    add("--bf16", action=argparse.BooleanOptionalAction, default=False, help="bfloat16 autocast, float32 weights")
-    add("--fp16", action=argparse.BooleanOptionalAction, default=False, help="float16 autocast with loss scaling, float32 weights")
-    add("--seed", type=number(int, at_least=0), default=0, help="of initial weights, split, order and toy world (default: %(default)s)")
+    add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one; under torchrun one for each process)")
+    add("--bf16", action=flag, default=False, help="bfloat16 autocast, float32 weights")
+    add("--fp16", action=flag, default=False, help="float16 autocast with loss scaling, float32 weights")
+    add("--seed", type=number(int, at_least=0), default=0, help="of initial weights, split, order and toy world")
 
     add = parser.add_argument_group("what to keep").add_argument
     add("--output", metavar="DIR", help="run folder (default: runs/toy, or runs/ and the name of the data)")
-    add("--resume", nargs="?", const="newest", metavar="CHECKPOINT", help="go on from the newest checkpoint in --output, or from "
-        "this one, exactly as if never interrupted; give the same options again")
-    add("--logging-steps", type=positive_int, default=10, help="steps between lines of metrics.jsonl (default: %(default)s)")
-    add("--eval-steps", type=positive_int, help="steps between evaluations (default: four in a run)")
-    add("--save-steps", type=positive_int, default=500, help="steps between checkpoints; Ctrl-C writes one too (default: %(default)s)")
-    add("--save-total-limit", type=number(int, at_least=0), default=1, help="checkpoints kept; 0 keeps all (default: %(default)s)")
+    add("--resume", nargs="?", const="newest", metavar="CHECKPOINT", help="go on from the newest checkpoint in --output, "
+        "or from this one, exactly as if never interrupted; give the same options again")
+    add("--logging-steps", type=natural, default=10, help="steps between lines of metrics.jsonl")
+    add("--eval-steps", type=natural, help="steps between evaluations (default: four in a run)")
+    add("--save-steps", type=natural, default=500, help="steps between checkpoints; Ctrl-C writes one too")
+    add("--save-total-limit", type=number(int, at_least=0), default=1, help="checkpoints kept; 0 keeps all")
     args = parser.parse_args(argv)
 
     if args.hidden_size % (2 * args.num_attention_heads):
@@ -159,7 +166,9 @@ def build_model(args, train: list, resume: Path | None) -> tuple[RewardModel, To
         "intermediate_size": 8 * -(-args.hidden_size // 3), "num_hidden_layers": args.num_hidden_layers,
         "num_attention_heads": args.num_attention_heads, "num_key_value_heads": args.num_attention_heads,
         "head_dim": args.hidden_size // args.num_attention_heads, "max_position_embeddings": args.max_length or 1024,
-        "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "hidden_act": "silu", "initializer_range": round(0.8 / math.sqrt(args.hidden_size), 4),
+        "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+        # The usual 0.02 is about this at D = 2048. At D = 64 it would leave attention uniform for hundreds of steps.
+        "initializer_range": round(0.8 / math.sqrt(args.hidden_size), 4),
         "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False,
         "bos_token_id": None, "eos_token_id": tokenizer.end_id,
     })
@@ -168,8 +177,8 @@ def build_model(args, train: list, resume: Path | None) -> tuple[RewardModel, To
 
 def make_optimizer(model: RewardModel, args) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) with weight decay on matrices only: a decayed norm or bias serves nothing."""
-    # The head's bias cancels in every difference, so its Bradley-Terry gradient is rounding noise, which Adam would blow
-    # up to steps of size lr. It trains only where the centering penalty gives it a gradient.
+    # The head's bias cancels in every difference, so its Bradley-Terry gradient is rounding noise, which Adam would
+    # blow up to steps of size lr. It trains only where the centering penalty gives it a gradient.
     model.score.bias.requires_grad_(args.center_rewards_coefficient > 0)
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": args.weight_decay},
@@ -183,7 +192,8 @@ def learning_rate(step: int, total: int, args) -> float:
     if step < warmup:
         return args.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
-    return args.lr * {"cosine": 0.5 + 0.5 * math.cos(math.pi * progress), "linear": 1 - progress, "constant": 1.0}[args.lr_scheduler]
+    decayed = {"cosine": 0.5 + 0.5 * math.cos(math.pi * progress), "linear": 1 - progress, "constant": 1.0}
+    return args.lr * decayed[args.lr_scheduler]
 
 
 # ---------------------------------------------------------------- run folder and checkpoints
@@ -249,12 +259,17 @@ def write_folder(folder: Path, write) -> None:
     os.close(handle)
 
 
+def save_model(folder: Path, model, tokenizer, max_length: int) -> None:
+    """What makes a folder a run folder."""
+    model.save_pretrained(folder, tokenizer.pad_id)
+    tokenizer.save(folder, max_length)
+
+
 def save_checkpoint(folder: Path, model, tokenizer, optimizer, state: dict, max_length: int) -> None:
     """Everything the next step depends on. The data's place is the step number, see data.step_batches."""
 
     def write(temporary: Path):
-        model.save_pretrained(temporary, tokenizer.pad_id)
-        tokenizer.save(temporary, max_length)
+        save_model(temporary, model, tokenizer, max_length)
         tensors = {"random_state": torch.get_rng_state()}
         for name, p in model.named_parameters():
             for key, value in optimizer.state.get(p, {}).items():  # exp_avg, exp_avg_sq, step
@@ -276,7 +291,8 @@ def check_same_run(folder: Path, args, pairs) -> None:
 
 
 def load_checkpoint(folder: Path, model, optimizer, scaler) -> tuple[int, np.ndarray]:
-    """Put back optimizer and random state (the model was built from this folder) -> steps done, sums since the last log."""
+    """Put back optimizer and random state (the model was built from this folder) -> steps done, sums since the last
+    logged line."""
     state = read_json(folder / "trainer_state.json")
     tensors = load_file(folder / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("random_state"))
@@ -316,8 +332,8 @@ def fingerprint(pairs) -> str:
 
 def decisive(args) -> dict:
     """The options that decide what is learned. The others may differ between a run and its continuation."""
-    free = {"output", "resume", "data", "eval_data", "device", "gradient_accumulation_steps", "logging_steps", "eval_steps",
-            "save_steps", "save_total_limit"}
+    free = {"output", "resume", "data", "eval_data", "device", "gradient_accumulation_steps", "logging_steps",
+            "eval_steps", "save_steps", "save_total_limit"}
     return {k: v for k, v in vars(args).items() if k not in free}
 
 
@@ -329,15 +345,15 @@ LOGGED = ("loss", "accuracy", "mean_margin", "mean_reward", "mean_abs_reward")  
 def accumulate_gradients(model, pairs, runs: list[np.ndarray], n: int, args, pad_id: int, scaler) -> torch.Tensor:
     """Add the gradient of a step's mean loss to the parameters, one micro-batch after the other.
 
-    Each pair weighs 1/n, whatever micro-batch and rank it is in, so that accumulation and ranks take the step of the big
-    batch, ragged last step included. (The usual `loss / accumulation_steps` gives pairs of a small micro-batch more weight.)
+    Each pair weighs 1/n, whatever micro-batch and rank it is in, so that accumulation and ranks take the step of the
+    big batch, ragged last step included. (The usual `loss / accumulation_steps` weighs pairs of a small micro-batch more.)
 
-    Args:    model: a RewardModel or its DistributedDataParallel.  runs: this rank's micro-batches, arrays of pair numbers.
-             n: pairs of the step over all ranks.
+    Args:    model: a RewardModel or its DistributedDataParallel.  runs: this rank's micro-batches, arrays of pair
+             numbers.  n: pairs of the step over all ranks.
     Returns: (6,) sums over this rank's pairs: what LOGGED names, and the number of pairs.
     """
     device, ranks = next(model.parameters()).device, world()[1]
-    idle = not runs  # an epoch's tail can be smaller than the number of ranks: join in with weight 0, or the others wait
+    idle = not runs  # an epoch's tail can be smaller than the ranks: join in with weight 0, or the others wait
     sums = torch.zeros(6, device=device, dtype=torch.float64)
     for i, index in enumerate([np.array([0])] if idle else runs):
         input_ids, attention_mask, margin = (t.to(device) for t in collate(pairs, index, pad_id))
@@ -346,7 +362,8 @@ def accumulate_gradients(model, pairs, runs: list[np.ndarray], n: int, args, pad
             with torch.autocast(device.type, autocast_dtype(args), enabled=args.bf16 or args.fp16):
                 rewards = model(input_ids, attention_mask)  # (2B,)
             r_chosen, r_rejected = rewards.chunk(2)  # (B,) each
-            loss = bradley_terry_loss(r_chosen, r_rejected, margin, args.label_smoothing, args.center_rewards_coefficient)
+            centering = args.center_rewards_coefficient
+            loss = bradley_terry_loss(r_chosen, r_rejected, margin, args.label_smoothing, centering)
             # DDP averages over ranks, hence the factor.
             scaler.scale(loss * (0 if idle else len(index) * ranks / n)).backward()
         if not idle:
@@ -392,7 +409,8 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
                 group["lr"] = lr
 
             # micro-batches
-            runs, n = step_batches(pairs, step, args.batch_size, args.gradient_accumulation_steps, rank, ranks, args.seed)
+            accumulation = args.gradient_accumulation_steps
+            runs, n = step_batches(pairs, step, args.batch_size, accumulation, rank, ranks, args.seed)
             sums = accumulate_gradients(parallel, pairs, runs, n, args, tokenizer.pad_id, scaler)
 
             # clip, step
@@ -409,7 +427,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
                 dist.all_reduce(sums)
             *sums, stopping = sums.tolist()
             if not math.isfinite(sums[0]):
-                raise DataError(f"step {done}: the loss is {sums[0]}; a lower --lr, or --bf16 instead of --fp16, may help")
+                raise DataError(f"step {done}: the loss is {sums[0]}; try a lower --lr, or --bf16 instead of --fp16")
             window += sums
             if done % args.logging_steps == 0 or done == total:
                 means = dict(zip(LOGGED, (window / window[5]).tolist()))
@@ -465,13 +483,14 @@ def stop_signals():
 
 @contextlib.contextmanager
 def metrics_log(output: Path, start: int):
-    """A function that appends a line to metrics.jsonl (rank 0's alone). Lines of steps that will be done again go first,
-    and so does an evaluation at `start`: it comes before the next step."""
+    """A function that appends a line to metrics.jsonl (rank 0's alone). Lines of steps that will be done again are
+    taken out first, an evaluation at `start` too: it comes before the next step."""
     if world()[0] > 0:
         yield lambda line: None
         return
     path = output / "metrics.jsonl"
-    lines = [line for line in path.read_text("utf-8").splitlines(True) if line.endswith("\n")] if path.exists() else []
+    lines = path.read_text("utf-8").splitlines(True) if path.exists() else []
+    lines = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
     kept = [line for line in lines if (record := json.loads(line))["step"] + ("eval_loss" in record) <= start]
     with replacing(path) as file:
         file.write("".join(kept))
@@ -481,7 +500,8 @@ def metrics_log(output: Path, start: int):
 
 def progress_bar(total: int, start: int) -> tqdm:
     """A bar on a terminal; elsewhere a disabled one, and the loop prints plain lines."""
-    return tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=world()[0] > 0 or not sys.stderr.isatty())
+    hidden = world()[0] > 0 or not sys.stderr.isatty()
+    return tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=hidden)
 
 
 def drop_old_checkpoints(output: Path, limit: int) -> None:
@@ -504,20 +524,24 @@ def run(args) -> int:
     max_length = args.max_length or min(1024, usable_length(model, tokenizer, None))
     max_length = usable_length(model, tokenizer, max_length)
     drop = args.too_long == "drop"
-    pairs, audit = encode_preferences(train_set, tokenizer, max_length, drop, malformed["train"], args.skip_bad_rows)
-    held_out, eval_audit = encode_preferences(eval_set, tokenizer, max_length, drop, malformed["held out"], args.skip_bad_rows)
-    say(describe_audit("train", audit))
-    say(describe_audit("held out", eval_audit))
-    for name, part in (("training", pairs), ("evaluation", held_out)):
+    parts, audits = [], {}
+    for name, preferences in (("train", train_set), ("held out", eval_set)):
+        part, audits[name] = encode_preferences(
+            preferences, tokenizer, max_length, drop, malformed[name], args.skip_bad_rows
+        )
+        say(describe_audit(name, audits[name]))
         if not len(part):
-            raise DataError(f"no {name} pairs left; the audit above says why")
+            raise DataError(f"no pairs left in the {name} data; the audit above says why")
         check_ids(part.ids, model, f"{name} data")
+        parts.append(part)
+    pairs, held_out = parts
     if resume:
         check_same_run(resume, args, pairs)
     model.to(args.device)
     size = sum(p.numel() for p in model.parameters())
     head = "continued from a checkpoint" if resume else model.head_origin
-    say(f"model: {size:,} parameters, vocabulary {model.config.vocab_size:,}, value head {head}; reward read at {tokenizer.end_token!r}")
+    say(f"model: {size:,} parameters, vocabulary {model.config.vocab_size:,}, value head {head}; "
+        f"reward read at {tokenizer.end_token!r}")
 
     # run folder
     if world()[0] == 0:
@@ -526,13 +550,13 @@ def run(args) -> int:
         else:
             open_run_folder(output)
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        options = vars(args) | {"device": str(args.device), "versions": versions, "audit": {"train": audit, "held out": eval_audit}}
+        options = vars(args) | {"device": str(args.device), "versions": versions, "audit": audits}
         with replacing(output / "options.json") as file:
             file.write(json.dumps(options, indent=2) + "\n")
         if args.data is None:
             with replacing(output / "held_out.jsonl") as file:
                 for p in eval_set:
-                    row = {"prompt": p.prompt[0]["content"], "chosen": p.chosen[0]["content"], "rejected": p.rejected[0]["content"]}
+                    row = {"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected}
                     file.write(json.dumps(row | {"gold_chosen": p.gold[0], "gold_rejected": p.gold[1]}) + "\n")
     if dist.is_initialized():
         dist.barrier()
@@ -542,7 +566,7 @@ def run(args) -> int:
         say(f"stopped; the same command with --resume goes on from the checkpoint in {output}")
         return 130
     if world()[0] == 0:
-        write_folder(output, lambda folder: (model.save_pretrained(folder, tokenizer.pad_id), tokenizer.save(folder, max_length)))
+        write_folder(output, lambda folder: save_model(folder, model, tokenizer, max_length))
     result = report(score_pairs(model, held_out, tokenizer.pad_id), held_out)
     if world()[0] == 0:
         with replacing(output / "report.json") as file:
@@ -550,20 +574,22 @@ def run(args) -> int:
     say(f"\n{describe(result)}\n")
     if args.data is None:
         summarise_toy(model, tokenizer, result, output)
+    data = output / "held_out.jsonl" if args.data is None else (args.eval_data or args.data)[0]
     say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
-        f"  python eval.py report {output} --data {output / 'held_out.jsonl' if args.data is None else (args.eval_data or args.data)[0]}\n"
-        f"  echo '{{\"prompt\": \"Which colour is grass?\", \"response\": \"It is green.\"}}' | python eval.py score {output}")
+        f"  python eval.py report {output} --data {data}\n"
+        f"""  echo '{{"prompt": "Which colour is grass?", "response": "It is green."}}' | python eval.py score {output}""")
     return 0
 
 
 def summarise_toy(model, tokenizer, result: dict, output: Path) -> None:
     """What the toy run shows, in words, with a few scored answers."""
-    say(f"Labels are drawn at random from the true rewards, so not even they can beat {result['ceiling_accuracy']:.1%} on these pairs;\n"
-        f"the model reaches {result['accuracy']:.1%}. Learned and true rewards of one prompt's responses correlate by "
-        f"{result['gold_correlation']:.3f}.\n")
+    say(f"Labels are drawn at random from the true rewards, so nothing can score more than about "
+        f"{result['ceiling_accuracy']:.1%} on new pairs;\nthe model reaches {result['accuracy']:.1%}. Learned and true "
+        f"rewards of one prompt's responses correlate by {result['gold_correlation']:.3f}.\n")
     prompt = "Which colour is grass?"
-    responses = ["I am happy to help. It is green. Painters mix it often.", "It is green.", "You ask too much. It is green.",
-                 "It is green. Many trains go there. It sleeps a lot.", "It is red.", "You ask too much. It is red."]
+    responses = ["I am happy to help. It is green. Painters mix it often.", "It is green.",
+                 "You ask too much. It is green.", "It is green. Many trains go there. It sleeps a lot.",
+                 "It is red.", "You ask too much. It is red."]
     rewards = score(model, [{"prompt": prompt, "response": r} for r in responses], tokenizer)
     offset = np.mean(rewards) - np.mean([gold_reward(prompt, r) for r in responses])  # a reward has no zero point
     say(f"{prompt:<58} learned   true   (nats, learned ones shifted by {-offset:+.2f})")
@@ -573,6 +599,7 @@ def summarise_toy(model, tokenizer, result: dict, output: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status: 0, 2 for a mistake in what was given, 130 where a signal stopped it."""
     args = parse_options(argv)
     distributed = world()[1] > 1
     try:

@@ -341,8 +341,8 @@ def test_a_missing_field_is_named_with_its_row(tmp_path):
 def test_no_pairs_after_the_audit_are_said(tmp_path, tiny_run):
     data = write_rows(tmp_path / "d.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "a"}, {"prompt": "p", "chosen": "a", "rejected": ""}])
     good = write_rows(tmp_path / "good.jsonl", toy_rows(4))
-    assert "no training pairs left" in refused(tmp_path, "--model", tiny_run, "--data", data, "--eval-data", good)
-    assert "no evaluation pairs left" in refused(tmp_path, "--model", tiny_run, "--data", good, "--eval-data", data)
+    assert "no pairs left in the train data" in refused(tmp_path, "--model", tiny_run, "--data", data, "--eval-data", good)
+    assert "no pairs left in the held out data" in refused(tmp_path, "--model", tiny_run, "--data", good, "--eval-data", data)
 
 
 def copy_run(source, target, **files):
