@@ -236,7 +236,7 @@ class Tokenizer:
                 assistant turn with, else the tokenizer's eos_token.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: dict, where: str = "tokenizer"):
+    def __init__(self, backend: tokenizers.Tokenizer, config: dict, where: str = "tokenizer", vocab_size: int = 2**31):
         backend.no_padding()  # some tokenizer.json carry padding and truncation baked in, which would
         backend.no_truncation()  # silently cut texts
         self.backend, self.config, self.where = backend, config, where
@@ -264,9 +264,9 @@ class Tokenizer:
         if self.end_id is None:
             raise DataError(f"{where}: no eos_token, and its chat template closes no turn: nowhere to read the reward")
         # Padding. transformers finds the last token by comparing ids with the pad's, so the pad it is told about must
-        # never be the last token; any other does.
+        # never be the last token; any other does that the model has an embedding for (some pads were added without).
         pads = [ids.get("pad_token"), ids.get("unk_token"), self.bos_id, *special.values(), 0 if self.end_id else 1]
-        self.pad_id = next(i for i in pads if i is not None and i != self.end_id)
+        self.pad_id = next(i for i in pads if i is not None and i != self.end_id and i < vocab_size)
 
         header = self.render(turns[:1], add_generation_prompt=True)[len(self.render(turns[:1])) :]
         self.header_tokens = len(backend.encode(header, add_special_tokens=False).ids)
@@ -285,7 +285,8 @@ class Tokenizer:
                     config |= json.loads((folder / file).read_text(encoding="utf-8"))
             if (folder / "chat_template.jinja").exists():
                 config["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-            return cls(backend, config, str(folder))
+            model = json.loads((folder / "config.json").read_text("utf-8")) if (folder / "config.json").exists() else {}
+            return cls(backend, config, str(folder), model.get("vocab_size", 2**31))
         except DataError:
             raise
         except OSError as e:
@@ -329,7 +330,8 @@ class Tokenizer:
         if not bos and self._probe.endswith(self.end_token):
             return self.template_source
         return (
-            f"{{% set text %}}{self.template_source}{{% endset %}}{bos}"
+            # The plus signs keep what jinja2 would trim around these two blocks.
+            f"{{% set text +%}}{self.template_source.removesuffix(chr(10))}{{%+ endset %}}{bos}"
             "{% if messages and messages[-1]['role'] == 'assistant' and not add_generation_prompt %}"
             f"{{{{ {closed} }}}}{{% else %}}{{{{ text }}}}{{% endif %}}"
         )

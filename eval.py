@@ -62,8 +62,8 @@ def score(model: RewardModel, rows: list[dict], tokenizer: Tokenizer | None = No
           **options) -> list[float]:
     """Rewards (nats) of rows with `messages`, or `prompt` and `response`, or `text` (rendered), or `input_ids`.
 
-    The tokenizer is taken from the folder the model was loaded from. A prompt that makes a row too long loses its oldest
-    tokens, as in training; nothing else is cut.
+    The tokenizer is taken from the folder the model was loaded from. A prompt that makes a row too long loses its
+    oldest tokens, as in training; nothing else is cut. (A pair's two sides lose the same: see Tokenizer.truncate.)
     Raises: DataError naming the row where one is malformed, too long, or its reward is not a finite number.
     """
     tokenizer = tokenizer or _tokenizer_of(model.folder)
@@ -238,7 +238,8 @@ def describe(result: dict) -> str:
                                                          f"rejected {result['mean_rejected']:+.3f}"),
     ]
     if "gold_correlation" in result:
-        lines.append(("gold correlation", f"{result['gold_correlation']:.3f}", "learned with true rewards, within prompts"))
+        lines.append(("gold correlation", f"{result['gold_correlation']:.3f}",
+                      "learned with true rewards, within prompts"))
     return "\n".join(f"{name:<22} {value:>8}   {meaning}" for name, value, meaning in lines)
 
 

@@ -59,8 +59,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     )
     flag = argparse.BooleanOptionalAction
     add = parser.add_argument_group("what to learn from").add_argument
-    add("--model", metavar="DIR", help="folder with config.json, tokenizer.json and safetensors to start from; a reward "
-        "head in it is kept, otherwise a new one is made (default: a small decoder from scratch)")
+    add("--model", metavar="DIR", help="folder with config.json, tokenizer.json and safetensors to start from; a "
+        "reward head in it is kept, otherwise a new one is made (default: a small decoder from scratch)")
     add("--data", nargs="+", metavar="FILE", help="preference pairs, .jsonl or .json, .gz or not, or a folder; "
         "parse_preference in data.py lists the layouts (default: the toy world)")
     add("--eval-data", nargs="+", metavar="FILE", help="held-out pairs (default: hold out some prompts of --data)")
@@ -90,7 +90,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max-grad-norm", type=positive, default=1.0, help="clip the gradient's 2-norm to this")
 
     add = parser.add_argument_group("the loss").add_argument
-    add("--label-smoothing", type=number(float, at_least=0, below=0.5), default=0.0, help="known share of flipped labels")
+    add("--label-smoothing", type=number(float, at_least=0, below=0.5), default=0.0, help="share of flipped labels")
     add("--center-rewards-coefficient", type=not_negative, default=0.0, help="penalty on (r_w + r_l)², keeps rewards "
         "around 0; TRL suggests 0.01")
 
@@ -102,8 +102,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
 
     add = parser.add_argument_group("what to keep").add_argument
     add("--output", metavar="DIR", help="run folder (default: runs/toy, or runs/ and the name of the data)")
-    add("--resume", nargs="?", const="newest", metavar="CHECKPOINT", help="go on from the newest checkpoint in --output, "
-        "or from this one, exactly as if never interrupted; give the same options again")
+    add("--resume", nargs="?", const="newest", metavar="CHECKPOINT", help="go on from the newest checkpoint in "
+        "--output, or from this one, exactly as if never interrupted; give the same options again")
     add("--logging-steps", type=natural, default=10, help="steps between lines of metrics.jsonl")
     add("--eval-steps", type=natural, help="steps between evaluations (default: four in a run)")
     add("--save-steps", type=natural, default=500, help="steps between checkpoints; Ctrl-C writes one too")
@@ -346,7 +346,7 @@ def accumulate_gradients(model, pairs, runs: list[np.ndarray], n: int, args, pad
     """Add the gradient of a step's mean loss to the parameters, one micro-batch after the other.
 
     Each pair weighs 1/n, whatever micro-batch and rank it is in, so that accumulation and ranks take the step of the
-    big batch, ragged last step included. (The usual `loss / accumulation_steps` weighs pairs of a small micro-batch more.)
+    big batch, ragged last step included. (The usual loss / accumulation_steps weighs pairs of small micro-batches more.)
 
     Args:    model: a RewardModel or its DistributedDataParallel.  runs: this rank's micro-batches, arrays of pair
              numbers.  n: pairs of the step over all ranks.
@@ -577,7 +577,8 @@ def run(args) -> int:
     data = output / "held_out.jsonl" if args.data is None else (args.eval_data or args.data)[0]
     say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
         f"  python eval.py report {output} --data {data}\n"
-        f"""  echo '{{"prompt": "Which colour is grass?", "response": "It is green."}}' | python eval.py score {output}""")
+        "  echo '{\"prompt\": \"Which colour is grass?\", \"response\": \"It is green.\"}' | "
+        f"python eval.py score {output}")
     return 0
 
 
@@ -599,7 +600,7 @@ def summarise_toy(model, tokenizer, result: dict, output: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, 2 for a mistake in what was given, 130 where a signal stopped it."""
+    """The command line; returns the exit status: 0, 2 for a mistake in what was given, 130 when stopped by a signal."""
     args = parse_options(argv)
     distributed = world()[1] > 1
     try:

@@ -231,12 +231,23 @@ def test_the_pad_told_to_transformers_is_never_the_end_token():
     assert tiny_tokenizer(pad_token="</s>").pad_id != 2 and tiny_tokenizer(pad_token=None).pad_id != 2
 
 
+def test_a_pad_the_model_has_no_embedding_for_is_not_used(tmp_path):
+    tokenizer = tiny_tokenizer(specials=("[PAD]",), pad_token="[PAD]", unk_token="<pad>")
+    assert tokenizer.pad_id == 3  # as <pad>, <s>, </s> are 0, 1, 2
+    tokenizer.save(tmp_path, 77)
+    (tmp_path / "config.json").write_text('{"vocab_size": 3}')
+    assert Tokenizer.from_folder(tmp_path).pad_id == 0
+
+
 def test_a_tokenizer_that_nothing_ends_is_refused():
     with pytest.raises(DataError, match="no eos_token"):
         tiny_tokenizer(eos_token=None)
 
 
-@pytest.mark.parametrize("template", [None, *(g["template"] for g in GOLDEN["templates"].values())])
+OPEN_ENDED = "\n{% for m in messages %}\n  <{{ m.role }}>{{ m.content }}\n{% endfor %}\n{% if add_generation_prompt %}<assistant>{% endif %}\n"
+
+
+@pytest.mark.parametrize("template", [None, OPEN_ENDED, *(g["template"] for g in GOLDEN["templates"].values())])
 @pytest.mark.parametrize("bos", [True, False])
 def test_a_saved_tokenizer_encodes_the_same_and_its_template_alone_gives_those_ids(template, bos, tmp_path):
     tokenizer = tiny_tokenizer(template, bos=bos, specials=("<|eot_id|>",))
