@@ -16,7 +16,6 @@ Shapes: B pairs   T tokens   n pairs in a file
 import dataclasses
 import functools
 import gzip
-import itertools
 import json
 import math
 import os
@@ -56,6 +55,11 @@ class Preference:
         """What must not stand on both sides of a split: the prompt, or without one the two texts themselves."""
         return json.dumps(self.prompt or sorted([_text(self.chosen), _text(self.rejected)]))
 
+    def to_row(self) -> dict:
+        """A row that parse_preference reads back as this."""
+        row = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected, "margin": self.margin}
+        return row | ({"gold_chosen": self.gold[0], "gold_rejected": self.gold[1]} if self.gold else {})
+
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
     """Yield ("file:row", object) from .jsonl or .json, gzipped or not; from all such files of a folder."""
@@ -78,14 +82,18 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
 
 def parse_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, dict]]:
     """One JSON object per line, or one JSON array of objects over all lines -> ("name:row", object)."""
-    lines, number, first = iter(lines), 0, True
+    number, anything_yet = 0, False
     try:
-        for number, line in enumerate(lines, 1):
+        numbered = enumerate(lines, 1)
+        for number, line in numbered:
             if not line.strip():
                 continue
-            array, first = first and line.lstrip().startswith("["), False
-            values = json.loads(line + "".join(lines)) if array else [json.loads(line.strip())]
-            for row, value in enumerate(values, 1 if array else number):
+            if line.lstrip().startswith("[") and not anything_yet:  # one array of all rows
+                values = enumerate(json.loads(line + "".join(rest for _, rest in numbered)), 1)
+            else:
+                values = [(number, json.loads(line.strip()))]
+            anything_yet = True
+            for row, value in values:
                 if not isinstance(value, dict):
                     raise DataError(f"{name}:{row}: not a JSON object")
                 yield f"{name}:{row}", value
@@ -209,10 +217,8 @@ def split_by_prompt(
     held_out = set(keys[: max(1, round(len(keys) * eval_fraction))])
     if len(held_out) >= len(keys):
         raise DataError(f"{len(keys)} different prompts are too few to hold some out; give --eval-data")
-    sides: tuple[list, list] = [], []
-    for p in preferences:
-        sides[p.key() in held_out].append(p)
-    return sides
+    train = [p for p in preferences if p.key() not in held_out]
+    return train, [p for p in preferences if p.key() in held_out]
 
 
 # ---------------------------------------------------------------- rendering and encoding
@@ -379,13 +385,14 @@ class Tokenizer:
             return texts, 0
         return texts, len(os.path.commonprefix([self.render(prompt, add_generation_prompt=True), *texts]))
 
-    def split_prompt(self, encoded: list[Encoded], seam: int) -> tuple[list[np.ndarray], int]:
+    def split_prompt(self, encoded: list[Encoded], prompt_chars: int) -> tuple[list[np.ndarray], int]:
         """The ids of some responses to one prompt, and how many leading ones are prompt: the same ids in all of them,
-        whatever the tokenizer merges at the seam."""
+        whatever the tokenizer merges where prompt and response meet."""
         sequences, starts = [ids for ids, _ in encoded], []
         for ids, encoding in encoded:
             # The first token that holds a character of the response. (Some characters belong to no token.)
-            start = next(t for i in itertools.count(seam) if (t := encoding.char_to_token(i)) is not None)
+            holding = (encoding.char_to_token(i) for i in range(prompt_chars, encoding.offsets[-1][1]))
+            start = next((token for token in holding if token is not None), len(encoding.ids))
             starts.append(start + len(ids) - len(encoding.ids))
         return sequences, min([*starts, *(_common_prefix(sequences[0], other) for other in sequences[1:])])
 
@@ -473,8 +480,8 @@ def encode_preferences(
     sequences, prompt_tokens, kept, truncated = [], [], [], 0
     for block in (rendered[i : i + 1024] for i in range(0, len(rendered), 1024)):
         encoded = iter(tokenizer.encode([text for _, texts, _ in block for text in texts]))
-        for p, _, seam in block:
-            ids, shared = tokenizer.split_prompt([next(encoded), next(encoded)], seam)
+        for p, _, prompt_chars in block:
+            ids, shared = tokenizer.split_prompt([next(encoded), next(encoded)], prompt_chars)
             too_long = max(map(len, ids)) > max_length
             fitted = None if too_long and drop_long else tokenizer.truncate(ids, shared, max_length)
             if np.array_equal(*ids):
@@ -496,6 +503,11 @@ def encode_preferences(
         prompt_group=np.array([groups.setdefault(p.key(), len(groups)) for p in kept], dtype=np.int64),
         gold=np.array([p.gold for p in kept]) if kept and all(p.gold for p in kept) else None,
     )
+    return pairs, audit_of(pairs, kept, left_out, truncated)
+
+
+def audit_of(pairs: Pairs, kept: list[Preference], left_out: dict[str, int], truncated: int) -> dict:
+    """What the kept pairs look like, beside what was left out."""
     seen: dict[tuple, int] = {}
     for p in kept:
         sides = (p.key(), _text(p.chosen), _text(p.rejected))
@@ -503,18 +515,17 @@ def encode_preferences(
     lengths = pairs.lengths()
     longer = np.sign(lengths[:, 0] - lengths[:, 1])
     tokens = {f"p{q}": int(np.percentile(lengths.max(1), q)) for q in (50, 90, 99, 100)} if kept else {}
-    audit = {
-        "read": len(preferences) + malformed,
+    return {
+        "read": len(kept) + sum(left_out.values()),
         "kept": len(kept),
         "left_out": left_out,
-        "prompts": len(groups),
+        "prompts": len(np.unique(pairs.prompt_group)),
         "duplicates": sum(count - 1 for count in seen.values()),
         "contradictions": sum((key, loser, winner) in seen for key, winner, loser in seen) // 2,
         "prompt_truncated": truncated,
         "longest_side_tokens": tokens,
         "longer_wins": float((longer > 0).mean() + (longer == 0).mean() / 2) if kept else None,
     }
-    return pairs, audit
 
 
 def describe_audit(name: str, audit: dict) -> str:
@@ -527,7 +538,7 @@ def describe_audit(name: str, audit: dict) -> str:
     tokens = " / ".join(str(v) for v in audit["longest_side_tokens"].values())
     return (
         f"{line}; {audit['prompts']} prompts\n  {audit['duplicates']} duplicates, {audit['contradictions']} "
-        f"contradictions, {audit['prompt_truncated']} with a shortened prompt; tokens p50/p90/p99/max {tokens}; "
+        f"contradictions (kept), {audit['prompt_truncated']} with a shortened prompt; tokens p50/p90/p99/max {tokens}; "
         f"the longer side wins {audit['longer_wins']:.1%}"
     )
 
@@ -582,8 +593,9 @@ def step_batches(
 
 # ---------------------------------------------------------------- the toy world
 
-# A world whose true reward is known, so that what a reward model learned can be held against it. One topic per line:
-# the question, its answers, and what may be added. The additions are all of a length, and so are courtesy and
+# A world whose true reward is known, so that what a reward model learned can be held against it. Held-out prompts are
+# new wordings of the same 20 questions: it shows whether the reward is learned, not whether new facts are. A topic has
+# its question, its answers, and what may be added. The additions are all of a length, and so are courtesy and
 # rudeness, so that how long a response is says nothing about how good it is.
 TOPICS = {
     "capital": ("What is the capital of {}?", "France Paris, Japan Tokyo, Egypt Cairo, Peru Lima, Cuba Havana",

@@ -44,7 +44,7 @@ def score_sequences(
     """Rewards of token sequences, (n,) float32, in the order given.
 
     Batches hold sequences of similar length, up to tokens_per_batch tokens with padding; which ones share a batch does
-    not change a reward. dtype: bfloat16 or float16 autocast; None computes in float32.
+    not change a reward, but for float rounding. dtype: bfloat16 or float16 autocast; None computes in float32.
     """
     device = next(model.parameters()).device
     rewards = np.zeros(len(sequences), dtype=np.float32)
@@ -221,13 +221,14 @@ def within_group_correlation(a: np.ndarray, b: np.ndarray, group: np.ndarray) ->
 def describe(result: dict) -> str:
     """The report as a table for a terminal."""
     low, high = result["accuracy_ci95"]
+    few = " (too few for the interval to be trusted)" if result["prompts"] < 20 else ""
     lines = [
         ("accuracy", f"{result['accuracy']:.3f}", f"95% interval {low:.3f} to {high:.3f}, {result['pairs']} pairs, "
-                                                  f"{result['prompts']} prompts; a tie counts half"),
+                                                  f"{result['prompts']} prompts{few}; a tie counts half"),
         ("  the longer one wins", f"{result['longer_wins_accuracy']:.3f}", "what length alone would score"),
     ]
     if "ceiling_accuracy" in result:
-        lines.insert(1, ("  ceiling", f"{result['ceiling_accuracy']:.3f}", "the best any model can; labels are noisy"))
+        lines.insert(1, ("  ceiling", f"{result['ceiling_accuracy']:.3f}", "what the true rewards score on average: labels are noisy"))
     if result["accuracy_where_chosen_is_shorter"] is not None:
         lines.append(("  chosen is shorter", f"{result['accuracy_where_chosen_is_shorter']:.3f}",
                       f"accuracy on the {result['pairs_where_chosen_is_shorter']} pairs where length misleads"))
@@ -372,7 +373,8 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="report | score | rank")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("run", metavar="RUN", help="folder with config.json, tokenizer.json and safetensors")
-    common.add_argument("--output", metavar="FILE", help="write here, not to standard output; appears when complete")
+    common.add_argument("--output", metavar="FILE", help="score, rank: write here, not to standard output; report: also "
+                        "write every figure here as JSON. The file appears when it is complete")
     common.add_argument("--max-length", type=number(int, above=0), metavar="TOKENS",
                         help="tokens per sequence (default: what the model was trained on)")
     common.add_argument("--tokens-per-batch", type=number(int, above=0), metavar="TOKENS", default=16384,
@@ -390,7 +392,8 @@ def main(argv: list[str] | None = None) -> int:
     p.set_defaults(run_command=command_score)
     p = commands.add_parser("rank", parents=[common], help="order the responses of every row, best first")
     p.add_argument("--input", metavar="FILE", help="JSON lines, each with prompt (or messages) and responses; standard "
-                   "input without it. `responses` comes back sorted, with `rewards` and the original `order`")
+                   "input without it. `responses` comes back sorted, with `rewards` and their `order` before, "
+                   "counted from 0")
     p.set_defaults(run_command=command_rank)
     args = parser.parse_args(argv)
     try:

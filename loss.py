@@ -1,12 +1,13 @@
 """loss.py: how a comparison becomes a number to minimise.  Read this file first.
 
 A person saw a prompt x and two responses and preferred one of them. Bradley and Terry (1952) explain such
-choices by one hidden number per response, its reward r, of which only differences matter:
+choices by one hidden number per response, its reward r, of which only differences matter (so do Christiano et al.
+2017, eq 1):
 
     P(y_w beats y_l | x) = σ(r(x, y_w) − r(x, y_l)),        σ(z) = 1 / (1 + e^−z)
 
 Maximum likelihood over the observed choices is then logistic regression on the reward difference
-(Ouyang et al. 2022, "InstructGPT", eq 1; Christiano et al. 2017, eq 1):
+(Ouyang et al. 2022, "InstructGPT", eq 1):
 
     loss = −log σ(Δ),   Δ = r_w − r_l                         gradient:  dloss/dr_w = −σ(−Δ),  dloss/dr_l = +σ(−Δ)
 
@@ -32,11 +33,13 @@ def bradley_terry_loss(
     """−log σ(r_w − r_l − m), with two optional terms; computed in float32 whatever comes in.
 
     margin          m, (B,): by how much the chosen side should win, in nats (Llama 2, Touvron et al. 2023, eq 2).
+                    (Reports call the gap that was reached, r_w − r_l, "mean margin", as other trainers do.)
     label_smoothing ε, the known share of labels that are flipped. The loss becomes the expectation over whether
                     this one is: (1−ε)·loss(as labelled) + ε·loss(the other way round). Its minimum lies at
-                    Δ = log((1−ε)/ε), so rewards stop growing where the label noise says they should.
+                    Δ = log((1−ε)/ε) where m = 0, so gaps stop growing where the label noise says they should.
     centering       λ: adds λ·(r_w + r_l)² per pair (the definition TRL uses; Eisenstein et al. 2023, eq 2).
-                    It fixes the free constant: rewards settle around 0 and can be compared between prompts.
+                    It fixes the free constant: the mean of every pair is drawn to 0. Rewards of different prompts
+                    are still not comparable: a prompt with good responses only is drawn to 0 as well.
 
     Args:    r_chosen, r_rejected: (B,) rewards, in nats.
     Returns: a scalar for reduction="mean", (B,) for "none". log 2 = 0.693 is a coin flip.
@@ -59,8 +62,8 @@ def bradley_terry_loss(
     r_chosen, r_rejected = r_chosen.float(), r_rejected.float()
     gap = r_chosen - r_rejected  # (B,)
 
-    # logsigmoid, not log(sigmoid(·)): the latter is log(0) = -inf at a gap of -104, and log(1 + exp(-gap))
-    # overflows at -89. Both have been shipped.
+    # logsigmoid, not log(sigmoid(gap)) and not -log(1 + exp(-gap)): below a gap of about -88.7 exp(-gap) overflows
+    # float32 and the loss is infinite, its gradient NaN. It is also exact where the loss is tiny, at gaps above 17.
     loss = -F.logsigmoid(gap - margin)  # (B,)
     if label_smoothing > 0:
         # Were the label flipped, it would be the rejected side that should win by the margin.
@@ -89,7 +92,7 @@ def pairwise_accuracy(r_chosen: Tensor, r_rejected: Tensor) -> tuple[Tensor, Ten
 
 
 def _check_shapes(a: Tensor, b: Tensor) -> None:
-    # The trap: (B,) minus (B, 1) broadcasts to (B, B), compares every chosen response with every rejected one of
-    # the batch, and trains happily, only worse.
+    # The trap: (B,) minus (B, 1) broadcasts to (B, B) and compares every chosen response with the rejected ones of
+    # all other prompts too. Nothing crashes, and the loss goes down.
     if a.ndim != 1 or a.shape != b.shape or a.numel() == 0:
         raise ValueError(f"rewards must be two equal, non-empty shapes (B,), not {tuple(a.shape)} and {tuple(b.shape)}")

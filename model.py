@@ -33,23 +33,9 @@ class CheckpointError(ValueError):
     """A folder that cannot be loaded as a reward model; the message is one line saying which file and why."""
 
 
-# ---------------------------------------------------------------- configuration
-
-
-# What differs between the families, in the terms of the decoder below. A string names the config key that decides.
-FAMILIES = {
-    "llama":   dict(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
-    "mistral": dict(window=lambda c: True),
-    "qwen2":   dict(qkv_bias=True, window=lambda c: c.get("use_sliding_window", False)),
-    "qwen3":   dict(qkv_bias="attention_bias", o_bias="attention_bias", qk_norm=True,
-                    window=lambda c: c.get("use_sliding_window", False)),
-}
-CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_type -> class prefix
-
-
 @dataclasses.dataclass
 class Config:
-    """The settings that change the arithmetic, under Hugging Face's names; `raw` keeps all others for saving."""
+    """The settings that change the arithmetic, under Hugging Face's names; `read_config` below fills them in."""
 
     model_type: str
     vocab_size: int
@@ -69,85 +55,8 @@ class Config:
     mlp_bias: bool = False
     qk_norm: bool = False
     initializer_range: float = 0.02
+    # The whole of config.json, for saving it again.
     raw: dict = dataclasses.field(default_factory=dict, repr=False)
-
-    @classmethod
-    def from_dict(cls, raw: dict, where: str = "config.json") -> "Config":
-        """Read a Hugging Face config. A value that changes the arithmetic is never guessed: CheckpointError."""
-
-        def refuse(why: str):
-            raise CheckpointError(f"{where}: {why}")
-
-        def need(key: str, kind: type = int, source: dict = raw):
-            value = source.get(key)
-            if value is None:
-                refuse(f"no {key}; refusing to guess")
-            if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < math.inf:
-                refuse(f"{key} is {value!r}, not a positive {'whole ' if kind is int else ''}number")
-            return value
-
-        family = raw.get("model_type")
-        if not isinstance(family, str) or family not in FAMILIES:
-            refuse(f"model_type {family!r} is not one this decoder computes ({', '.join(FAMILIES)})")
-        if raw.get("hidden_act", "silu") != "silu":
-            refuse(f"hidden_act {raw['hidden_act']!r} is not supported, only 'silu'")
-        if raw.get("quantization_config"):
-            refuse("quantization_config: quantised weights are not supported")
-
-        # Llama 1 has no grouped heads and says nothing; Qwen3's heads are not hidden_size / heads wide: it must say so.
-        hidden_size, heads = need("hidden_size"), need("num_attention_heads")
-        llama_1 = family == "llama" and raw.get("num_key_value_heads") is None
-        kv_heads = heads if llama_1 else need("num_key_value_heads")
-        if family == "qwen3" or raw.get("head_dim") is not None:
-            head_dim = need("head_dim")
-        elif hidden_size % heads:
-            refuse(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}")
-        else:
-            head_dim = hidden_size // heads
-        if heads % kv_heads or head_dim % 2:
-            refuse(f"{heads} heads over {kv_heads} key/value heads of an even head_dim, not {head_dim}: impossible")
-
-        # transformers 5 writes rope_parameters, older versions rope_theta beside rope_scaling.
-        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-        if not isinstance(rope, dict):
-            refuse(f"rope_scaling is {rope!r}, not an object")
-        rope = {"rope_theta": raw.get("rope_theta"), "partial_rotary_factor": raw.get("partial_rotary_factor")} | rope
-        theta, turned = need("rope_theta", float, rope), rope.pop("partial_rotary_factor")
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        rope = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type", "type")}
-        rule = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-        if turned not in (None, 1):
-            refuse(f"partial_rotary_factor {turned!r} is not supported, only 1")
-        if not (kind == "default" and not rope) and not (kind == "llama3" and set(rope) == rule):
-            refuse(f"rope type {kind!r} with {sorted(rope)} is not supported (default; llama3 with {sorted(rule)})")
-        for key in rope:
-            need(key, float, rope)
-
-        rules = dict(FAMILIES[family])
-        slides = rules.pop("window", lambda c: False)(raw) and raw.get("sliding_window") is not None
-        if (layer_types := raw.get("layer_types")) is not None:
-            kinds = ("full_attention", "sliding_attention")
-            if not isinstance(layer_types, list) or not all(t in kinds for t in layer_types):
-                refuse(f"layer_types {layer_types!r} are not supported, only {kinds}")
-            slides = "sliding_attention" in layer_types
-        return cls(
-            model_type=family,
-            vocab_size=need("vocab_size"),
-            hidden_size=hidden_size,
-            intermediate_size=need("intermediate_size"),
-            num_hidden_layers=need("num_hidden_layers"),
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            head_dim=head_dim,
-            rms_norm_eps=need("rms_norm_eps", float),
-            rope_theta=theta,
-            rope_scaling=rope or None,
-            max_position_embeddings=need("max_position_embeddings"),
-            sliding_window=need("sliding_window") if slides else None,
-            initializer_range=raw.get("initializer_range", 0.02),
-            raw=raw,
-            **{name: bool(raw.get(rule, False)) if isinstance(rule, str) else rule for name, rule in rules.items()},
-        )
 
 
 # ---------------------------------------------------------------- the decoder
@@ -173,7 +82,8 @@ def rotary_tables(config: Config, T: int, device: torch.device) -> tuple[Tensor,
     Frequencies are θ^(−2i/P), i = 0 … P/2−1 (Su et al. 2021, eq 15). Llama 3 slows the low ones by `factor`, keeps
     the high ones and blends in between, by wavelength (as in Meta's `apply_scaling`).
     """
-    inv_freq = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim)
+    exponents = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim  # (P/2,)
+    inv_freq = config.rope_theta**-exponents  # (P/2,)
     if config.rope_scaling:
         s = config.rope_scaling
         wavelength = 2 * math.pi / inv_freq
@@ -221,7 +131,8 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         # No padding mask: pads sit on the right, and a causal token never looks right. What the pads themselves
         # compute is never read. So is_causal alone is exact, and it selects the fastest kernel there is.
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        grouped = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)  # (N, H, T, P)
         return self.o_proj(out.transpose(1, 2).reshape(N, T, -1))  # (N, T, D)
 
 
@@ -236,7 +147,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(I, D, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # (N, T, I) inside
 
 
 class DecoderLayer(nn.Module):
@@ -338,7 +249,7 @@ class RewardModel(nn.Module):
     @classmethod
     def from_scratch(cls, raw_config: dict) -> "RewardModel":
         """A model of random weights, N(0, initializer_range) as Hugging Face does, norms at 1, with a fresh head."""
-        config = Config.from_dict(raw_config)
+        config = read_config(raw_config)
         model = cls(config)
         for module in model.model.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -359,7 +270,7 @@ class RewardModel(nn.Module):
         Raises: CheckpointError on anything missing, extra, misshapen, unreadable or not supported.
         """
         folder = Path(folder)
-        config = Config.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+        config = read_config(read_json(folder / "config.json"), str(folder / "config.json"))
         with torch.device("meta"):  # names and shapes, no memory: the tensors come from the files
             model = cls(config)
         expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -420,6 +331,94 @@ class RewardModel(nn.Module):
 
 
 # ---------------------------------------------------------------- reading files
+
+# What differs between the families. A string is the config key that decides.
+FAMILIES = {
+    "llama":   dict(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
+    "mistral": dict(window="sliding_window"),
+    "qwen2":   dict(qkv_bias=True, window="use_sliding_window"),  # Qwen2.5 too
+    "qwen3":   dict(qkv_bias="attention_bias", o_bias="attention_bias", qk_norm=True, window="use_sliding_window"),
+}
+CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}  # as transformers names them
+
+
+def read_config(raw: dict, where: str = "config.json") -> Config:
+    """Read a Hugging Face config. A value that changes the arithmetic is never guessed: CheckpointError."""
+
+    def refuse(why: str):
+        raise CheckpointError(f"{where}: {why}")
+
+    def need(key: str, kind: type = int, source: dict = raw):
+        value = source.get(key)
+        if value is None:
+            refuse(f"no {key}; refusing to guess")
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < math.inf:
+            refuse(f"{key} is {value!r}, not a positive {'whole ' if kind is int else ''}number")
+        return value
+
+    family = raw.get("model_type")
+    if not isinstance(family, str) or family not in FAMILIES:
+        refuse(f"model_type {family!r} is not one this decoder computes ({', '.join(FAMILIES)})")
+    if raw.get("hidden_act", "silu") != "silu":
+        refuse(f"hidden_act {raw['hidden_act']!r} is not supported, only 'silu'")
+    if raw.get("quantization_config"):
+        refuse("quantization_config: quantised weights are not supported")
+
+    # Llama 1 has no grouped heads and says nothing; Qwen3's heads are not hidden_size / heads wide: it must say so.
+    hidden_size, heads = need("hidden_size"), need("num_attention_heads")
+    llama_1 = family == "llama" and raw.get("num_key_value_heads") is None
+    kv_heads = heads if llama_1 else need("num_key_value_heads")
+    if family == "qwen3" or raw.get("head_dim") is not None:
+        head_dim = need("head_dim")
+    elif hidden_size % heads:
+        refuse(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}")
+    else:
+        head_dim = hidden_size // heads
+    if heads % kv_heads or head_dim % 2:
+        refuse(f"{heads} heads over {kv_heads} key/value heads of an even head_dim, not {head_dim}: impossible")
+
+    # transformers 5 writes rope_parameters, older versions rope_theta beside rope_scaling.
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        refuse(f"rope_scaling is {rope!r}, not an object")
+    rope = {"rope_theta": raw.get("rope_theta"), "partial_rotary_factor": raw.get("partial_rotary_factor")} | rope
+    theta, turned = need("rope_theta", float, rope), rope.pop("partial_rotary_factor")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    rope = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type", "type")}
+    rule = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+    if turned not in (None, 1):
+        refuse(f"partial_rotary_factor {turned!r} is not supported, only 1")
+    if not (kind == "default" and not rope) and not (kind == "llama3" and set(rope) == rule):
+        refuse(f"rope type {kind!r} with {sorted(rope)} is not supported (default; llama3 with {sorted(rule)})")
+    for key in rope:
+        need(key, float, rope)
+
+    # A rule is yes, no, or the key that says which.
+    rules = {name: bool(raw.get(rule)) if isinstance(rule, str) else rule for name, rule in FAMILIES[family].items()}
+    slides = rules.pop("window", False)
+    if (layer_types := raw.get("layer_types")) is not None:
+        kinds = ("full_attention", "sliding_attention")
+        if not isinstance(layer_types, list) or not all(t in kinds for t in layer_types):
+            refuse(f"layer_types {layer_types!r} are not supported, only {kinds}")
+        slides = "sliding_attention" in layer_types
+    return Config(
+        model_type=family,
+        vocab_size=need("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=need("intermediate_size"),
+        num_hidden_layers=need("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=need("rms_norm_eps", float),
+        rope_theta=theta,
+        rope_scaling=rope or None,
+        max_position_embeddings=need("max_position_embeddings"),
+        sliding_window=need("sliding_window") if slides else None,
+        initializer_range=raw.get("initializer_range", 0.02),
+        raw=raw,
+        **rules,
+    )
 
 
 def read_json(path: Path) -> dict:

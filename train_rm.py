@@ -64,7 +64,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data", nargs="+", metavar="FILE", help="preference pairs, .jsonl or .json, .gz or not, or a folder; "
         "parse_preference in data.py lists the layouts (default: the toy world)")
     add("--eval-data", nargs="+", metavar="FILE", help="held-out pairs (default: hold out some prompts of --data)")
-    add("--eval-fraction", type=number(float, above=0, below=1), default=0.1, help="share of prompts to hold out")
+    add("--eval-fraction", type=number(float, above=0, below=1), help="share of prompts to hold out (default: 0.1; in "
+        "the toy world 1/6)")
     add("--max-length", type=natural, help="tokens of prompt + response (default: what the model takes, at most 1024)")
     add("--too-long", choices=["shorten-prompt", "drop"], default="shorten-prompt", help="longer pairs: cut the oldest "
         "tokens of the prompt (never a response), or leave the pair out")
@@ -101,7 +102,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=number(int, at_least=0), default=0, help="of initial weights, split, order and toy world")
 
     add = parser.add_argument_group("what to keep").add_argument
-    add("--output", metavar="DIR", help="run folder (default: runs/toy, or runs/ and the name of the data)")
+    add("--output", metavar="DIR", help="run folder (default: runs/toy; with --data runs/FOLDER-FILE, after it)")
     add("--resume", nargs="?", const="newest", metavar="CHECKPOINT", help="go on from the newest checkpoint in "
         "--output, or from this one, exactly as if never interrupted; give the same options again")
     add("--logging-steps", type=natural, default=10, help="steps between lines of metrics.jsonl")
@@ -120,6 +121,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
                      f"--gradient-accumulation-steps x {ranks} processes")
     if args.eval_data and not args.data:
         parser.error("--eval-data needs --data")
+    if args.eval_fraction is None:
+        args.eval_fraction = 0.1 if args.data else 1 / 6
     if args.lr is None:
         args.lr = 1e-5 if args.model else 1e-3
     if args.output is None:
@@ -136,30 +139,29 @@ def load_preferences(args) -> tuple[list, list, dict]:
     if args.data is None:
         rows = list(toy_preferences(args.toy_pairs, args.seed))
         preferences = [parse_preference(row, f"toy:{i + 1}") for i, row in enumerate(rows)]
-        train, held_out = split_by_prompt(preferences, 1 / 6, args.seed)
-        return train, held_out, {"train": 0, "held out": 0}
+        return *split_by_prompt(preferences, args.eval_fraction, args.seed), {"train": 0, "held out": 0}
 
     def read(paths):
         parts = [read_preferences(path, args.skip_bad_rows) for path in paths]
         return [p for preferences, _ in parts for p in preferences], sum(malformed for _, malformed in parts)
 
-    train, malformed = read(args.data)
+    train_set, malformed = read(args.data)
     if args.eval_data is None:
-        return *split_by_prompt(train, args.eval_fraction, args.seed), {"train": malformed, "held out": 0}
+        return *split_by_prompt(train_set, args.eval_fraction, args.seed), {"train": malformed, "held out": 0}
     held_out, malformed_held_out = read(args.eval_data)
-    trained = {p.key() for p in train}
+    trained = {p.key() for p in train_set}
     if shared := sum(p.key() in trained for p in held_out):
         say(f"warning: {shared} of {len(held_out)} evaluation pairs have a prompt that is trained on too")
-    return train, held_out, {"train": malformed, "held out": malformed_held_out}
+    return train_set, held_out, {"train": malformed, "held out": malformed_held_out}
 
 
-def build_model(args, train: list, resume: Path | None) -> tuple[RewardModel, Tokenizer]:
+def build_model(args, train_set: list, resume: Path | None) -> tuple[RewardModel, Tokenizer]:
     """The model to train and its tokenizer: from a checkpoint, from --model, or from scratch."""
     torch.manual_seed(args.seed)
     if source := resume or args.model:
         model, tokenizer = RewardModel.from_pretrained(source, fresh_head=not resume), Tokenizer.from_folder(source)
         return model, tokenizer
-    texts = [m["content"] for p in train for m in (*p.prompt, *p.chosen, *p.rejected)]
+    texts = [m["content"] for p in train_set for m in (*p.prompt, *p.chosen, *p.rejected)]
     tokenizer = Tokenizer.train([*texts, "User: Assistant: System:"], args.vocab_size)
     model = RewardModel.from_scratch({
         "model_type": "llama", "vocab_size": tokenizer.backend.get_vocab_size(), "hidden_size": args.hidden_size,
@@ -284,7 +286,7 @@ def check_same_run(folder: Path, args, pairs) -> None:
     """Raises: DataError where a checkpoint belongs to another model, other options or other data."""
     state = read_json(folder / "trainer_state.json")
     for option, there in state["options"].items():
-        if (here := decisive(args).get(option)) != there:
+        if (here := options_that_decide(args).get(option)) != there:
             raise DataError(f"--resume {folder}: made with --{option.replace('_', '-')} {there}, not {here}")
     if state["data_fingerprint"] != fingerprint(pairs):
         raise DataError(f"--resume {folder}: made with other training data")
@@ -302,7 +304,7 @@ def load_checkpoint(folder: Path, model, optimizer, scaler) -> tuple[int, np.nda
         p = parameters[name]
         optimizer.state[p][key] = value if key == "step" else value.to(p.device)
     scaler.load_state_dict(state["scaler"])
-    return state["step"], np.array(state["window"])
+    return state["step"], np.array(state["since_log"])
 
 
 def checkpoints(output: Path) -> list[Path]:
@@ -330,7 +332,7 @@ def fingerprint(pairs) -> str:
     return hashlib.sha256(pairs.ids.tobytes() + pairs.offsets.tobytes() + pairs.margin.tobytes()).hexdigest()
 
 
-def decisive(args) -> dict:
+def options_that_decide(args) -> dict:
     """The options that decide what is learned. The others may differ between a run and its continuation."""
     free = {"output", "resume", "data", "eval_data", "device", "gradient_accumulation_steps", "logging_steps",
             "eval_steps", "save_steps", "save_total_limit"}
@@ -342,22 +344,22 @@ def decisive(args) -> dict:
 LOGGED = ("loss", "accuracy", "mean_margin", "mean_reward", "mean_abs_reward")  # means over pairs; rewards in nats
 
 
-def accumulate_gradients(model, pairs, runs: list[np.ndarray], n: int, args, pad_id: int, scaler) -> torch.Tensor:
+def accumulate_gradients(model, pairs, micro_batches: list[np.ndarray], n: int, args, pad_id: int, scaler) -> torch.Tensor:
     """Add the gradient of a step's mean loss to the parameters, one micro-batch after the other.
 
     Each pair weighs 1/n, whatever micro-batch and rank it is in, so that accumulation and ranks take the step of the
     big batch, ragged last step included. (The usual loss / accumulation_steps weighs pairs of small micro-batches more.)
 
-    Args:    model: a RewardModel or its DistributedDataParallel.  runs: this rank's micro-batches, arrays of pair
+    Args:    model: a RewardModel or its DistributedDataParallel.  micro_batches: this rank's, arrays of pair
              numbers.  n: pairs of the step over all ranks.
     Returns: (6,) sums over this rank's pairs: what LOGGED names, and the number of pairs.
     """
     device, ranks = next(model.parameters()).device, world()[1]
-    idle = not runs  # an epoch's tail can be smaller than the ranks: join in with weight 0, or the others wait
+    idle = not micro_batches  # an epoch's tail can be smaller than the ranks: join in with weight 0, or the others wait
     sums = torch.zeros(6, device=device, dtype=torch.float64)
-    for i, index in enumerate([np.array([0])] if idle else runs):
+    for i, index in enumerate([np.array([0])] if idle else micro_batches):
         input_ids, attention_mask, margin = (t.to(device) for t in collate(pairs, index, pad_id))
-        last = idle or i == len(runs) - 1  # ranks exchange gradients once, in the last backward pass
+        last = idle or i == len(micro_batches) - 1  # ranks exchange gradients once, in the last backward pass
         with contextlib.nullcontext() if ranks == 1 or last else model.no_sync():
             with torch.autocast(device.type, autocast_dtype(args), enabled=args.bf16 or args.fp16):
                 rewards = model(input_ids, attention_mask)  # (2B,)
@@ -375,8 +377,9 @@ def accumulate_gradients(model, pairs, runs: list[np.ndarray], n: int, args, pad
     return sums
 
 
-def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path | None) -> bool:
-    """Train in place, log and save. False where a signal stopped it early; a checkpoint is then written."""
+def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path | None) -> int | None:
+    """Train in place, log and save. Returns the steps done, or None where a signal stopped it; a checkpoint is then
+    written."""
     (rank, ranks), output, device = world(), Path(args.output), next(model.parameters()).device
     per_epoch = math.ceil(len(pairs) / args.batch_size)
     total = args.max_steps or max(1, math.ceil(args.epochs * per_epoch))
@@ -384,9 +387,9 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
 
     optimizer = make_optimizer(model, args)
     scaler = torch.amp.GradScaler(device.type, enabled=args.fp16)  # passes everything through unless enabled
-    start, window = 0, np.zeros(6)  # window: sums since the last logged line
+    start, since_log = 0, np.zeros(6)  # since_log: sums of all pairs since the last logged line
     if resume:
-        start, window = load_checkpoint(resume, model, optimizer, scaler)
+        start, since_log = load_checkpoint(resume, model, optimizer, scaler)
         say(f"resumed from {resume} at step {start}")
         for later in (p for p in checkpoints(output) if rank == 0 and step_of(p) > start):
             say(f"{later} lies ahead of that and will be written anew")
@@ -396,11 +399,10 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
     with stop_signals() as stop, metrics_log(output, start) as log, progress_bar(total, start) as bar:
         began, pairs_done = time.perf_counter(), 0
         for step in range(start, total):
-            # evaluate
+            # evaluate; before the step, so that a run resumed here evaluates too
             if step and step % eval_steps == 0:
                 result = report(score_pairs(model, held_out, tokenizer.pad_id, dtype=autocast_dtype(args)), held_out)
-                log({"step": step, "eval_loss": result["loss"], "eval_accuracy": result["accuracy"],
-                     "eval_accuracy_ci95": result["accuracy_ci95"], "eval_mean_margin": result["mean_margin"]})
+                log(evaluation_line(step, result))
                 say(f"step {step}/{total}  held-out {headline(result)}")
 
             # set the learning rate
@@ -410,8 +412,8 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
 
             # micro-batches
             accumulation = args.gradient_accumulation_steps
-            runs, n = step_batches(pairs, step, args.batch_size, accumulation, rank, ranks, args.seed)
-            sums = accumulate_gradients(parallel, pairs, runs, n, args, tokenizer.pad_id, scaler)
+            micro_batches, n = step_batches(pairs, step, args.batch_size, accumulation, rank, ranks, args.seed)
+            sums = accumulate_gradients(parallel, pairs, micro_batches, n, args, tokenizer.pad_id, scaler)
 
             # clip, step
             scaler.unscale_(optimizer)
@@ -428,13 +430,13 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
             *sums, stopping = sums.tolist()
             if not math.isfinite(sums[0]):
                 raise DataError(f"step {done}: the loss is {sums[0]}; try a lower --lr, or --bf16 instead of --fp16")
-            window += sums
+            since_log += sums
             if done % args.logging_steps == 0 or done == total:
-                means = dict(zip(LOGGED, (window / window[5]).tolist()))
+                means = dict(zip(LOGGED, (since_log / since_log[5]).tolist()))
                 elapsed = time.perf_counter() - began
                 log({"step": done, "epoch": done / per_epoch, **means, "grad_norm": grad_norm, "lr": lr,
                      "pairs_per_second": pairs_done / elapsed})
-                window = np.zeros(6)
+                since_log = np.zeros(6)
                 status = f"loss {means['loss']:.3f}  acc {means['accuracy']:.3f}  {pairs_done / elapsed:.0f} pairs/s"
                 bar.set_postfix_str(status)
                 if bar.disable:
@@ -444,15 +446,21 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
             # save
             if stopping or (done % args.save_steps == 0 and done < total):
                 if rank == 0:
-                    state = {"step": done, "window": window.tolist(), "data_fingerprint": fingerprint(pairs),
-                             "options": decisive(args), "scaler": scaler.state_dict()}
+                    state = {"step": done, "since_log": since_log.tolist(), "data_fingerprint": fingerprint(pairs),
+                             "options": options_that_decide(args), "scaler": scaler.state_dict()}
                     save_checkpoint(output / f"checkpoint-{done}", model, tokenizer, optimizer, state, max_length)
                     drop_old_checkpoints(output, args.save_total_limit)
                 if ranks > 1:
                     dist.barrier()
             if stopping:
-                return False
-    return True
+                return None
+    return total
+
+
+def evaluation_line(step: int, result: dict) -> dict:
+    """What metrics.jsonl keeps of an evaluation."""
+    kept = ("loss", "accuracy", "accuracy_ci95", "mean_margin")
+    return {"step": step, **{f"eval_{name}": result[name] for name in kept}}
 
 
 def headline(result: dict) -> str:
@@ -491,7 +499,8 @@ def metrics_log(output: Path, start: int):
     path = output / "metrics.jsonl"
     lines = path.read_text("utf-8").splitlines(True) if path.exists() else []
     lines = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
-    kept = [line for line in lines if (record := json.loads(line))["step"] + ("eval_loss" in record) <= start]
+    records = [json.loads(line) for line in lines]
+    kept = [line for line, r in zip(lines, records) if r["step"] < start or (r["step"] == start and "loss" in r)]
     with replacing(path) as file:
         file.write("".join(kept))
     with open(path, "a", encoding="utf-8") as file:
@@ -516,6 +525,9 @@ def run(args) -> int:
     """Options -> run folder. Returns the exit status."""
     output, started = Path(args.output), time.perf_counter()
     check_output(output)
+    if args.resume == "newest" and (output / "report.json").exists():
+        say(f"{output} is finished: nothing to resume")
+        return 0
     resume = find_checkpoint(args) if args.resume else None
 
     # data, model
@@ -553,28 +565,29 @@ def run(args) -> int:
         options = vars(args) | {"device": str(args.device), "versions": versions, "audit": audits}
         with replacing(output / "options.json") as file:
             file.write(json.dumps(options, indent=2) + "\n")
-        if args.data is None:
+        if args.eval_data is None:
             with replacing(output / "held_out.jsonl") as file:
-                for p in eval_set:
-                    row = {"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected}
-                    file.write(json.dumps(row | {"gold_chosen": p.gold[0], "gold_rejected": p.gold[1]}) + "\n")
+                file.writelines(json.dumps(p.to_row(), ensure_ascii=False) + "\n" for p in eval_set)
     if dist.is_initialized():
         dist.barrier()
 
     # train, save, evaluate
-    if not train(args, model, tokenizer, pairs, held_out, max_length, resume):
+    steps = train(args, model, tokenizer, pairs, held_out, max_length, resume)
+    if steps is None:
         say(f"stopped; the same command with --resume goes on from the checkpoint in {output}")
         return 130
     if world()[0] == 0:
         write_folder(output, lambda folder: save_model(folder, model, tokenizer, max_length))
     result = report(score_pairs(model, held_out, tokenizer.pad_id), held_out)
     if world()[0] == 0:
+        with open(output / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(evaluation_line(steps, result)) + "\n")
         with replacing(output / "report.json") as file:
             file.write(json.dumps(result, indent=2) + "\n")
     say(f"\n{describe(result)}\n")
     if args.data is None:
         summarise_toy(model, tokenizer, result, output)
-    data = output / "held_out.jsonl" if args.data is None else (args.eval_data or args.data)[0]
+    data = args.eval_data[0] if args.eval_data else output / "held_out.jsonl"
     say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
         f"  python eval.py report {output} --data {data}\n"
         "  echo '{\"prompt\": \"Which colour is grass?\", \"response\": \"It is green.\"}' | "
@@ -584,8 +597,8 @@ def run(args) -> int:
 
 def summarise_toy(model, tokenizer, result: dict, output: Path) -> None:
     """What the toy run shows, in words, with a few scored answers."""
-    say(f"Labels are drawn at random from the true rewards, so nothing can score more than about "
-        f"{result['ceiling_accuracy']:.1%} on new pairs;\nthe model reaches {result['accuracy']:.1%}. Learned and true "
+    say(f"Labels are drawn at random from the true rewards, so on average nothing can score more than "
+        f"{result['ceiling_accuracy']:.1%} on\nsuch pairs; the model scores {result['accuracy']:.1%}. Learned and true "
         f"rewards of one prompt's responses correlate by {result['gold_correlation']:.3f}.\n")
     prompt = "Which colour is grass?"
     responses = ["I am happy to help. It is green. Painters mix it often.", "It is green.",

@@ -67,6 +67,11 @@ def test_margin_and_gold_are_kept():
     assert (parse_preference(row).margin, parse_preference(row).gold) == (2.0, (1.5, -1.0))
 
 
+def test_a_pair_written_as_a_row_is_read_back_as_itself():
+    for p in (pair("q", "a", "b", margin=1.5, gold=(1.0, -1.0)), pair("", "a", "b"), Preference([U("q")], [A("b"), U("c"), A("d")], [A("e")])):
+        assert parse_preference(p.to_row(), "") == p
+
+
 @pytest.mark.parametrize("row, message", [
     ({"prompt": "q", "rejected": "b"}, r"here:1: no field 'chosen' \(found: prompt, rejected\)"),
     ({"prompt": "q", "chosen": "a"}, "here:1: no field 'rejected'"),
@@ -350,6 +355,12 @@ def test_pairs_that_differ_only_late_stay_different_after_truncation():
     assert audit["prompt_truncated"] == 2 and len(pairs) == 2
     for i in range(2):
         assert pairs.sequence(2 * i).tolist() != pairs.sequence(2 * i + 1).tolist()
+
+
+def test_a_template_that_drops_the_answer_leaves_nothing_to_compare():
+    deaf = "{% for m in messages if m.role == 'user' %}{{ m.content }}</s>\n{% endfor %}"
+    _, audit = encode_preferences([pair("q", "good", "bad")], tiny_tokenizer(deaf), 60)
+    assert audit["left_out"]["identical sides"] == 1
 
 
 def test_sides_that_a_template_makes_equal_are_left_out():

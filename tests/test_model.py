@@ -8,7 +8,7 @@ from conftest import TINY, save_run, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 from data import pad_right
-from model import CheckpointError, Config, RewardModel, last_token_index
+from model import CheckpointError, RewardModel, last_token_index, read_config
 
 END, PAD = 2, 0
 
@@ -286,14 +286,14 @@ def test_pickled_weights_are_never_read(tmp_path):
 ])
 def test_settings_this_decoder_does_not_compute_are_refused(change, message):
     with pytest.raises(CheckpointError, match=message):
-        Config.from_dict(TINY | change)
+        read_config(TINY | change)
 
 
 def test_both_spellings_of_rope_mean_the_same():
     rule = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
-    new = Config.from_dict(TINY | {"rope_theta": None, "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **rule}})
-    old = Config.from_dict(TINY | {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **rule}})
-    older = Config.from_dict(TINY | {"rope_theta": 5e5, "rope_scaling": {"type": "llama3", "rope_type": "llama3", **rule}})
+    new = read_config(TINY | {"rope_theta": None, "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **rule}})
+    old = read_config(TINY | {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **rule}})
+    older = read_config(TINY | {"rope_theta": 5e5, "rope_scaling": {"type": "llama3", "rope_type": "llama3", **rule}})
     for config in (old, older):
         assert (config.rope_theta, config.rope_scaling) == (new.rope_theta, new.rope_scaling) == (5e5, rule)
 
@@ -314,7 +314,7 @@ def test_a_text_longer_than_the_sliding_window_is_refused():
     ({"model_type": "qwen3", "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}, 8),
 ])
 def test_a_sliding_window_counts_only_where_a_layer_uses_it(settings, window):
-    assert Config.from_dict(TINY | settings).sliding_window == window
+    assert read_config(TINY | settings).sliding_window == window
 
 
 def test_an_unreadable_config_is_named(tmp_path):

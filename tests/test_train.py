@@ -167,7 +167,7 @@ def test_centering_keeps_rewards_around_0(tmp_path):
         status, _, err = command(*SMALL, "--toy-pairs", 600, "--max-steps", 40, "--output", tmp_path / str(coefficient), "--lr", 1e-2,
                                  "--center-rewards-coefficient", coefficient)
         assert status == 0, err
-        means.append(metrics(tmp_path / str(coefficient))[-1]["mean_abs_reward"])
+        means.append(metrics(tmp_path / str(coefficient))[-2]["mean_abs_reward"])
     assert means[1] < means[0] / 2
 
 
@@ -178,7 +178,7 @@ def test_half_precision_learns_what_float32_learns(precision, tmp_path):
         folder = tmp_path / f"run{len(losses)}"
         status, _, err = command(*SMALL, "--toy-pairs", 600, "--max-steps", 40, "--output", folder, "--lr", 1e-2, *extra)
         assert status == 0, err
-        losses.append(metrics(folder)[-1]["loss"])
+        losses.append(metrics(folder)[-2]["loss"])
     assert losses[0] < 0.67 and losses[1] == pytest.approx(losses[0], abs=0.03)
 
 
@@ -267,6 +267,15 @@ def test_resuming_from_an_older_checkpoint_never_mixes_it_with_later_ones(tmp_pa
     assert names() == ["checkpoint-40"]  # the newest one is kept, and it is what it was
     again = load_file(tmp_path / "run" / "checkpoint-40" / "optimizer.safetensors")
     assert all(torch.equal(weights[k], again[k]) for k in weights)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    args = [*SMALL, "--toy-pairs", 300, "--max-steps", 4, "--save-steps", 2, "--output", tmp_path / "run"]
+    assert command(*args)[0] == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    status, out, _ = command(*args, "--resume")
+    assert status == 0 and "is finished" in out
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 
 def test_a_checkpoint_is_itself_a_run_folder(tmp_path):
@@ -395,6 +404,8 @@ def test_resuming_from_another_model_or_other_options_is_refused(tmp_path, tiny_
     args = [*SMALL, "--toy-pairs", 300, "--max-steps", 4, "--save-steps", 2]
     assert command(*args, "--output", tmp_path / "run")[0] == 0
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    (tmp_path / "run" / "report.json").unlink()  # as if it had been interrupted
+    before.pop(tmp_path / "run" / "report.json")
     for other, message in [
         (["--resume", tiny_run], "no trainer_state.json, so not a checkpoint"),
         (["--resume", tmp_path / "nowhere"], "no trainer_state.json"),
@@ -409,6 +420,7 @@ def test_resuming_from_another_model_or_other_options_is_refused(tmp_path, tiny_
     assert status == 2 and "no checkpoint in" in err
     data = write_rows(tmp_path / "d.jsonl", toy_rows(60))
     assert command(*SMALL, "--data", data, "--max-steps", 4, "--save-steps", 2, "--output", tmp_path / "own")[0] == 0
+    (tmp_path / "own" / "report.json").unlink()
     write_rows(data, toy_rows(60, seed=3))
     status, _, err = command(*SMALL, "--data", data, "--max-steps", 4, "--save-steps", 2, "--output", tmp_path / "own", "--resume")
     assert status == 2 and "made with other training data" in err
