@@ -39,7 +39,7 @@ from model import CheckpointError, RewardModel
 
 @torch.inference_mode()
 def score_sequences(
-    model, sequences: list[np.ndarray], pad_id: int, tokens_per_batch: int = 16384, dtype: torch.dtype | None = None
+    model, sequences: list[np.ndarray], pad_id: int, tokens_per_batch: int = 8192, dtype: torch.dtype | None = None
 ) -> np.ndarray:
     """Rewards of token sequences, (n,) float32, in the order given.
 
@@ -377,7 +377,7 @@ def main(argv: list[str] | None = None) -> int:
                         "write every figure here as JSON. The file appears when it is complete")
     common.add_argument("--max-length", type=number(int, above=0), metavar="TOKENS",
                         help="tokens per sequence (default: what the model was trained on)")
-    common.add_argument("--tokens-per-batch", type=number(int, above=0), metavar="TOKENS", default=16384,
+    common.add_argument("--tokens-per-batch", type=number(int, above=0), metavar="TOKENS", default=8192,
                         help="tokens per forward pass, padding included (default: %(default)s)")
     common.add_argument("--bf16", action="store_true", help="compute in bfloat16 autocast: faster on GPUs, less exact")
     common.add_argument("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")

@@ -106,7 +106,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resume", nargs="?", const="newest", metavar="CHECKPOINT", help="go on from the newest checkpoint in "
         "--output, or from this one, exactly as if never interrupted; give the same options again")
     add("--logging-steps", type=natural, default=10, help="steps between lines of metrics.jsonl")
-    add("--eval-steps", type=natural, help="steps between evaluations (default: four in a run)")
+    add("--eval-steps", type=natural, help="steps between evaluations (default: three in a run)")
     add("--save-steps", type=natural, default=500, help="steps between checkpoints; Ctrl-C writes one too")
     add("--save-total-limit", type=number(int, at_least=0), default=1, help="checkpoints kept; 0 keeps all")
     args = parser.parse_args(argv)
@@ -383,7 +383,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
     (rank, ranks), output, device = world(), Path(args.output), next(model.parameters()).device
     per_epoch = math.ceil(len(pairs) / args.batch_size)
     total = args.max_steps or max(1, math.ceil(args.epochs * per_epoch))
-    eval_steps = args.eval_steps or math.ceil(total / 4)
+    eval_steps = args.eval_steps or math.ceil(total / 3)
 
     optimizer = make_optimizer(model, args)
     scaler = torch.amp.GradScaler(device.type, enabled=args.fp16)  # passes everything through unless enabled

@@ -31,7 +31,7 @@ def run(name: str, options: list[str]) -> None:
 
 
 def tables() -> dict[str, str]:
-    """The README's tables by name, in Markdown."""
+    """What the README quotes, by name, in Markdown."""
     results = json.loads(RESULTS.read_text())
     toy = ["| seed | held-out accuracy | the best possible | gold correlation | seconds |", "|---|---|---|---|---|"]
     real = ["| data | held-out accuracy (95% interval) | the longer one wins | loss | pairs | command |", "|---|---|---|---|---|---|"]
@@ -45,7 +45,14 @@ def tables() -> dict[str, str]:
             options = entry["command"].split(".jsonl.gz ", 2)[-1]
             real.append(f"| {name} | {r['accuracy']:.3f} ({low:.3f} to {high:.3f}) | {r['longer_wins_accuracy']:.3f} | {r['loss']:.3f} | "
                         f"{r['pairs']} | `{options}` |")
-    return {"toy": "\n".join(toy), "real": "\n".join(real)}
+    p = json.loads((ROOT / "benchmarks" / "precision.json").read_text())
+    precision = (
+        f"Scored alone or in batches, a text's reward differs by at most {p['float32_alone_against_batched_max']:.0e} in float32 (toy model, "
+        f"{p['texts']:,} texts,\nstandard deviation {p['standard_deviation_of_rewards']:.1f}; `python benchmarks/precision.py`). Under bfloat16 "
+        f"autocast rewards move by {p['bfloat16_against_float32_median']:.3f} in\nthe median and {p['bfloat16_against_float32_max']:.2f} at most, "
+        f"and by {p['bfloat16_alone_against_batched_max']:.2f} at most between alone and batched."
+    )
+    return {"toy": "\n".join(toy), "real": "\n".join(real), "precision": precision}
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_every_test_the_readme_names_exists():
 
 def test_every_function_the_readme_places_in_a_file_is_there():
     placed = re.findall(r"`([\w.]+)` in (\w+\.py)", README)
-    assert len(placed) > 8
+    assert len(placed) >= 8
     for name, file in placed:
         thing = FILES[file]
         for part in name.split("."):
