@@ -86,6 +86,7 @@ def parse_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, dict]]:
     try:
         numbered = enumerate(lines, 1)
         for number, line in numbered:
+            line = line.removeprefix("\ufeff") if number == 1 else line
             if not line.strip():
                 continue
             if line.lstrip().startswith("[") and not anything_yet:  # one array of all rows
@@ -97,10 +98,12 @@ def parse_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, dict]]:
                 if not isinstance(value, dict):
                     raise DataError(f"{name}:{row}: not a JSON object")
                 yield f"{name}:{row}", value
+    except (DataError, UnicodeDecodeError):
+        raise
     except json.JSONDecodeError as e:
         raise DataError(f"{name}:{number + e.lineno - 1}: not JSON ({e.msg}, column {e.colno})") from None
-    except RecursionError:
-        raise DataError(f"{name}:{number}: nested too deep") from None
+    except (RecursionError, ValueError) as e:  # nested too deep, a number of thousands of digits
+        raise DataError(f"{name}:{number}: not JSON that can be read ({e})") from None
 
 
 def read_preferences(path: str | Path, skip_bad_rows: bool = False) -> tuple[list[Preference], int]:
@@ -135,10 +138,13 @@ def parse_preference(row: dict, where: str = "row") -> Preference:
     for field in ("chosen", "rejected"):
         if field not in row:
             raise DataError(f"{where}: no field {field!r} (found: {', '.join(row) or 'nothing'})")
-    sides, prompt = [row["chosen"], row["rejected"]], []
-    if field := next((f for f in ("prompt", "conversations", "messages") if f in row), None):
-        prompt = to_messages(row[field], "user", where, field)
-    elif "instruction" in row:
+    prompt: Messages = []
+    field = next((f for f in ("prompt", "conversations", "messages") if row.get(f) is not None), None)
+    if field:
+        prompt = to_messages(_parse_transcript(row[field]), "user", where, field)
+        if prompt and not prompt[-1]["content"]:  # "… \n\nAssistant:", to be continued
+            prompt.pop()
+    elif row.get("instruction") is not None:
         turns = row.get("history") or []
         if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
             raise DataError(f"{where}: field 'history' is not a list of [question, answer]")
@@ -147,24 +153,25 @@ def parse_preference(row: dict, where: str = "row") -> Preference:
             prompt += to_messages(answered, "assistant", where, "history")
         asked = "\n".join(str(row[f]) for f in ("instruction", "input") if row.get(f))
         prompt += to_messages(asked, "user", where, "instruction")
-    elif all(isinstance(s, str) and s.lstrip().startswith("Human:") for s in sides):
-        sides = [_parse_transcript(s) for s in sides]
-    if row.get("system"):
-        prompt = to_messages(row["system"], "system", where, "system") + prompt
-    chosen = to_messages(sides[0], "assistant", where, "chosen")
-    rejected = to_messages(sides[1], "assistant", where, "rejected")
+    chosen = to_messages(_parse_transcript(row["chosen"]), "assistant", where, "chosen")
+    rejected = to_messages(_parse_transcript(row["rejected"]), "assistant", where, "rejected")
 
     # Sides that begin with somebody else's turn hold the whole dialogue, and the prompt is what both share. (Some files
-    # repeat it in a `prompt` string.) Each side keeps at least its last turn.
-    if chosen and rejected and "assistant" not in (chosen[0]["role"], rejected[0]["role"]):
+    # repeat it in a `prompt` field.) Each side keeps at least its last turn.
+    whole = [bool(side) and side[0]["role"] != "assistant" for side in (chosen, rejected)]
+    if any(whole) and not all(whole) and chosen and rejected:
+        raise DataError(f"{where}: one of 'chosen' and 'rejected' holds the whole dialogue, the other only an answer")
+    if all(whole) or not prompt:
         shared = 0
         while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
             shared += 1
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    if row.get("system") and (not prompt or prompt[0]["role"] != "system"):
+        prompt = to_messages(row["system"], "system", where, "system") + prompt
     for side, field in ((chosen, "chosen"), (rejected, "rejected")):
         if side and side[-1]["role"] != "assistant":
             raise DataError(f"{where}: field {field!r} ends with a turn of {side[-1]['role']!r}, not of the assistant")
-    margin, gold = _number(row.get("margin") or 0.0, where, "margin"), None
+    margin, gold = 0.0 if row.get("margin") is None else _number(row["margin"], where, "margin"), None
     if "gold_chosen" in row:
         gold = tuple(_number(row.get(field), where, field) for field in ("gold_chosen", "gold_rejected"))
     return Preference(prompt, chosen, rejected, margin, gold, where)
@@ -183,22 +190,30 @@ def to_messages(value, role: str, where: str, field: str) -> Messages:
         content = item.get("content", item.get("value")) if isinstance(item, dict) else None
         if not isinstance(speaker, str) or not isinstance(content, str):
             raise DataError(f"{where}: field {field!r} is neither text nor messages of a role and text content")
-        if not content.isascii() and re.search("[\ud800-\udfff]", content):
+        if not _is_text(content + speaker):
             raise DataError(f"{where}: field {field!r} holds half of a surrogate pair, which is not text")
         messages.append({"role": ROLES.get(speaker, speaker), "content": content})
     return messages
 
 
-def _parse_transcript(text: str) -> Messages:
-    parts = re.split(r"(?:^|\n\n)(Human|Assistant):", text.strip("\n"))[1:]
+def _parse_transcript(value):
+    """Anthropic's "\\n\\nHuman: … \\n\\nAssistant: …" -> messages; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("Human:"):
+        return value
+    parts = re.split(r"(?:^|\n\n)(Human|Assistant):", value.strip("\n"))[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
     return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2])]
 
 
 def _number(value, where: str, field: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DataError(f"{where}: field {field!r} is {value!r}, not a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:  # NaN neither
+        raise DataError(f"{where}: field {field!r} is {str(value)[:30]!r}, not a number that float32 holds")
     return float(value)
+
+
+def _is_text(text: str) -> bool:
+    """False where JSON held half of a surrogate pair, which no tokenizer and no file takes."""
+    return text.isascii() or not re.search("[\ud800-\udfff]", text)
 
 
 def _text(messages: Messages) -> str:
@@ -246,9 +261,11 @@ class Tokenizer:
         backend.no_padding()  # some tokenizer.json carry padding and truncation baked in, which would
         backend.no_truncation()  # silently cut texts
         self.backend, self.config, self.where = backend, config, where
-        special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
         name = lambda key: (v := config.get(key)) and (v["content"] if isinstance(v, dict) else v)
         self.names = {k: name(k) for k in ("bos_token", "eos_token", "unk_token", "pad_token") if name(k)}
+        # Some tokenizer.json hold these tokens as ordinary ones: "</s>" in a text would come apart into "<", "/", …
+        backend.add_special_tokens([v for v in self.names.values() if backend.token_to_id(v) is not None])
+        special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
         ids = {k: backend.token_to_id(v) for k, v in self.names.items()}
 
         template = config.get("chat_template") or PLAIN_TEMPLATE
@@ -273,6 +290,9 @@ class Tokenizer:
         # never be the last token; any other does that the model has an embedding for (some pads were added without).
         pads = [ids.get("pad_token"), ids.get("unk_token"), self.bos_id, *special.values(), 0 if self.end_id else 1]
         self.pad_id = next(i for i in pads if i is not None and i != self.end_id and i < vocab_size)
+
+        if self.encode(["x"])[0][0][-1] != self.end_id:
+            raise DataError(f"{where}: {self.end_token!r} does not come out of the tokenizer as one token")
 
         header = self.render(turns[:1], add_generation_prompt=True)[len(self.render(turns[:1])) :]
         self.header_tokens = len(backend.encode(header, add_special_tokens=False).ids)
@@ -350,16 +370,20 @@ class Tokenizer:
             env = jinja2.sandbox.ImmutableSandboxedEnvironment(
                 trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
             )
-            env.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+            env.filters["tojson"] = lambda value, **style: json.dumps(value, **{"ensure_ascii": False} | style)
             env.globals |= {"raise_exception": _raise_template_error, "strftime_now": _strftime_now}
             try:
                 self._template = env.from_string(self.template_source)
             except (jinja2.TemplateError, TypeError) as e:
                 raise DataError(f"{self.where}: the chat template is not valid ({e})") from None
         try:
-            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self.names)
+            values = {"messages": messages, "tools": None, "documents": None} | self.names
+            text = self._template.render(values, add_generation_prompt=add_generation_prompt)
         except Exception as e:  # a template is somebody else's program: it may raise anything
             raise DataError(f"{self.where}: the chat template refuses this dialogue ({e})") from None
+        if not _is_text(text):
+            raise DataError(f"{self.where}: the chat template makes half of a surrogate pair, which is not text")
+        return text
 
     def encode(self, texts: list[str]) -> list[Encoded]:
         """Rendered texts -> (ids as int32, the library's encoding, which lacks the BOS).

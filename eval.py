@@ -93,7 +93,6 @@ def usable_length(model: RewardModel, tokenizer: Tokenizer, asked: int | None) -
 
 def sequence_of(row: dict, tokenizer: Tokenizer, model: RewardModel, max_length: int, where: str) -> np.ndarray:
     """The token ids of one row to score.  Raises: DataError."""
-    prompt_tokens = 0
     if "input_ids" in row:  # taken as they are: no BOS, no end token is added
         ids, vocab = row["input_ids"], model.config.vocab_size
         if not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < vocab for i in ids):
@@ -105,16 +104,25 @@ def sequence_of(row: dict, tokenizer: Tokenizer, model: RewardModel, max_length:
         sequences = [tokenizer.encode([row["text"]])[0][0]]
     else:
         prompt, response = prompt_and_response(row, where)
-        try:
-            texts, seam = tokenizer.render_responses(prompt, [response])
-        except DataError as e:
-            raise DataError(f"{where}: {e}") from None
-        sequences, prompt_tokens = tokenizer.split_prompt(tokenizer.encode(texts), seam)
+        return sequences_of(prompt, [response], tokenizer, model, max_length, where)[0]
+    if len(sequences[0]) > max_length:
+        raise DataError(f"{where}: {len(sequences[0])} tokens do not fit into --max-length {max_length}")
+    return check_ids(sequences[0], model, where)
+
+
+def sequences_of(prompt, responses, tokenizer: Tokenizer, model: RewardModel, max_length: int, where: str) -> list:
+    """The token ids of some responses to one prompt. If one is too long, the prompt is shortened for all of them alike:
+    responses can only be compared under the same prompt.  Raises: DataError."""
+    try:
+        texts, prompt_chars = tokenizer.render_responses(prompt, responses)
+    except DataError as e:
+        raise DataError(f"{where}: {e}") from None
+    sequences, prompt_tokens = tokenizer.split_prompt(tokenizer.encode(texts), prompt_chars)
     fitted = tokenizer.truncate(sequences, prompt_tokens, max_length)
     if fitted is None:
-        what = "beside a prompt" if prompt_tokens else "in all"
-        raise DataError(f"{where}: {len(sequences[0])} tokens {what} do not fit into --max-length {max_length}")
-    return check_ids(fitted[0][0], model, where)
+        longest = max(map(len, sequences))
+        raise DataError(f"{where}: {longest} tokens, hardly any of them prompt, do not fit into --max-length {max_length}")
+    return [check_ids(ids, model, where) for ids in fitted[0]]
 
 
 def prompt_and_response(row: dict, where: str) -> tuple[list, list]:
@@ -249,16 +257,16 @@ def describe(result: dict) -> str:
 
 def command_report(args, model, tokenizer, max_length: int, options: dict) -> None:
     """Pairs of a file -> a table on standard output and, with --output, every figure as JSON."""
-    preferences, malformed = read_preferences(args.data, args.skip_bad_rows)
-    pairs, audit = encode_preferences(preferences, tokenizer, max_length, False, malformed, args.skip_bad_rows)
-    print(describe_audit(args.data, audit), file=sys.stderr)
-    if not len(pairs):
-        raise DataError(f"{args.data}: no pairs left to evaluate")
-    check_ids(pairs.ids, model, args.data)
-    result = report(score_pairs(model, pairs, tokenizer.pad_id, **options), pairs)
-    print(describe(result))
-    if args.output:
-        with replacing(args.output) as file:
+    with replacing(args.output) if args.output else contextlib.nullcontext() as file:
+        preferences, malformed = read_preferences(args.data, args.skip_bad_rows)
+        pairs, audit = encode_preferences(preferences, tokenizer, max_length, False, malformed, args.skip_bad_rows)
+        print(describe_audit(args.data, audit), file=sys.stderr)
+        if not len(pairs):
+            raise DataError(f"{args.data}: no pairs left to evaluate")
+        check_ids(pairs.ids, model, args.data)
+        result = report(score_pairs(model, pairs, tokenizer.pad_id, **options), pairs)
+        print(describe(result))
+        if file:
             file.write(json.dumps(result | {"data": args.data, "run": args.run, "audit": audit}, indent=2) + "\n")
 
 
@@ -273,7 +281,7 @@ def command_score(args, model, tokenizer, max_length: int, options: dict) -> Non
                 if args.show_token:
                     token = tokenizer.backend.id_to_token(int(ids[-1]))
                     row["scored_token"] = {"position": len(ids) - 1, "id": int(ids[-1]), "token": token}
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                out.write(as_json(row) + "\n")
             out.flush()
 
 
@@ -289,17 +297,29 @@ def command_rank(args, model, tokenizer, max_length: int, options: dict) -> None
                 if "prompt" not in row and "messages" not in row:
                     raise DataError(f"{where}: no field 'prompt' or 'messages' (found: {', '.join(row)})")
                 prompt = to_messages(row.get("messages", row.get("prompt")), "user", where, "prompt or messages")
-                for i, response in enumerate(responses, 1):
-                    candidate = {"prompt": prompt, "response": response}
-                    sequences.append(sequence_of(candidate, tokenizer, model, max_length, f"{where}: response {i}"))
+                if prompt and prompt[-1]["role"] == "assistant":
+                    raise DataError(f"{where}: the prompt already ends with a turn of the assistant")
+                candidates = [prompt_and_response({"response": response}, f"{where}: response {i}")[1]
+                              for i, response in enumerate(responses, 1)]
+                sequences += sequences_of(prompt, candidates, tokenizer, model, max_length, where)
                 sizes.append(len(responses))
             rewards = iter(finite(score_sequences(model, sequences, tokenizer.pad_id, **options), None))
             for (_, row), size in zip(chunk, sizes):
                 scores = list(itertools.islice(rewards, size))
                 order = sorted(range(size), key=lambda i: -scores[i])  # stable: ties keep their order
                 ranked = {"responses": [row["responses"][i] for i in order], "rewards": [scores[i] for i in order]}
-                out.write(json.dumps(row | ranked | {"order": order}, ensure_ascii=False) + "\n")
+                out.write(as_json(row | ranked | {"order": order}) + "\n")
             out.flush()
+
+
+def as_json(row: dict) -> str:
+    """One line, readable where it can be: a field we never looked at may hold half of a surrogate pair."""
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return json.dumps(row)
 
 
 def finite(rewards: np.ndarray, chunk: list | None) -> list[float]:
@@ -311,7 +331,7 @@ def finite(rewards: np.ndarray, chunk: list | None) -> list[float]:
 
 
 def input_rows(path: str | None) -> Iterator[tuple[str, dict]]:
-    """Rows of a file, or of standard input while it comes in."""
+    """Rows of a file or of standard input, which is read as it comes and scored in chunks."""
     return read_rows(path) if path else parse_lines(sys.stdin, "standard input")
 
 
@@ -359,6 +379,8 @@ def pick_device(name: str | None) -> torch.device:
     """The device asked for, else the best there is.  Raises: DataError where it does not exist."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("is none of cpu, cuda, mps")
         torch.empty(0, device=device)
         return device
     except (RuntimeError, AssertionError) as e:

@@ -352,7 +352,7 @@ def read_config(raw: dict, where: str = "config.json") -> Config:
         value = source.get(key)
         if value is None:
             refuse(f"no {key}; refusing to guess")
-        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < 2**40:
             refuse(f"{key} is {value!r}, not a positive {'whole ' if kind is int else ''}number")
         return value
 
@@ -427,7 +427,7 @@ def read_json(path: Path) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise CheckpointError(f"{path}: {e.strerror or e}") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise CheckpointError(f"{path}: not JSON ({e})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: not a JSON object")

@@ -61,9 +61,9 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("what to learn from").add_argument
     add("--model", metavar="DIR", help="folder with config.json, tokenizer.json and safetensors to start from; a "
         "reward head in it is kept, otherwise a new one is made (default: a small decoder from scratch)")
-    add("--data", nargs="+", metavar="FILE", help="preference pairs, .jsonl or .json, .gz or not, or a folder; "
+    add("--data", nargs="+", action="extend", metavar="FILE", help="preference pairs, .jsonl or .json, .gz or not, or a folder; "
         "parse_preference in data.py lists the layouts (default: the toy world)")
-    add("--eval-data", nargs="+", metavar="FILE", help="held-out pairs (default: hold out some prompts of --data)")
+    add("--eval-data", nargs="+", action="extend", metavar="FILE", help="held-out pairs (default: hold out some prompts of --data)")
     add("--eval-fraction", type=number(float, above=0, below=1), help="share of prompts to hold out (default: 0.1; in "
         "the toy world 1/6)")
     add("--max-length", type=natural, help="tokens of prompt + response (default: what the model takes, at most 1024)")
@@ -99,7 +99,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one; under torchrun one for each process)")
     add("--bf16", action=flag, default=False, help="bfloat16 autocast, float32 weights")
     add("--fp16", action=flag, default=False, help="float16 autocast with loss scaling, float32 weights")
-    add("--seed", type=number(int, at_least=0), default=0, help="of initial weights, split, order and toy world")
+    add("--seed", type=number(int, at_least=0, below=2**63), default=0, help="of initial weights, split, order and toy world")
 
     add = parser.add_argument_group("what to keep").add_argument
     add("--output", metavar="DIR", help="run folder (default: runs/toy; with --data runs/FOLDER-FILE, after it)")
@@ -247,7 +247,10 @@ def write_folder(folder: Path, write) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     write(temporary)
+    umask = os.umask(0)
+    os.umask(umask)
     for file in temporary.iterdir():
+        file.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
         with open(file, "rb") as f:
             os.fsync(f.fileno())
     if folder.exists():
@@ -285,6 +288,8 @@ def save_checkpoint(folder: Path, model, tokenizer, optimizer, state: dict, max_
 def check_same_run(folder: Path, args, pairs) -> None:
     """Raises: DataError where a checkpoint belongs to another model, other options or other data."""
     state = read_json(folder / "trainer_state.json")
+    if missing := {"options", "data_fingerprint", "step", "since_log", "scaler"} - state.keys():
+        raise DataError(f"{folder / 'trainer_state.json'}: no {', '.join(sorted(missing))}")
     for option, there in state["options"].items():
         if (here := options_that_decide(args).get(option)) != there:
             raise DataError(f"--resume {folder}: made with --{option.replace('_', '-')} {there}, not {here}")
@@ -324,6 +329,8 @@ def find_checkpoint(args) -> Path:
     folder = checkpoints(Path(args.output))[-1] if args.resume == "newest" else Path(args.resume)
     if not (folder / "trainer_state.json").exists():
         raise DataError(f"--resume {folder}: no trainer_state.json, so not a checkpoint of train_rm.py")
+    if folder.resolve().parent != Path(args.output).resolve() and (Path(args.output) / "options.json").exists():
+        raise DataError(f"--resume {folder}: --output {args.output} holds another run")
     return folder
 
 
@@ -434,7 +441,8 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
             if done % args.logging_steps == 0 or done == total:
                 means = dict(zip(LOGGED, (since_log / since_log[5]).tolist()))
                 elapsed = time.perf_counter() - began
-                log({"step": done, "epoch": done / per_epoch, **means, "grad_norm": grad_norm, "lr": lr,
+                log({"step": done, "epoch": done / per_epoch, **means, "lr": lr,
+                     "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
                      "pairs_per_second": pairs_done / elapsed})
                 since_log = np.zeros(6)
                 status = f"loss {means['loss']:.3f}  acc {means['accuracy']:.3f}  {pairs_done / elapsed:.0f} pairs/s"
@@ -499,7 +507,10 @@ def metrics_log(output: Path, start: int):
     path = output / "metrics.jsonl"
     lines = path.read_text("utf-8").splitlines(True) if path.exists() else []
     lines = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
-    records = [json.loads(line) for line in lines]
+    try:
+        records = [json.loads(line) for line in lines]
+    except ValueError as e:
+        raise DataError(f"{path}: not JSON lines ({e})") from None
     kept = [line for line, r in zip(lines, records) if r["step"] < start or (r["step"] == start and "loss" in r)]
     with replacing(path) as file:
         file.write("".join(kept))
@@ -559,6 +570,7 @@ def run(args) -> int:
     if world()[0] == 0:
         if resume:
             output.mkdir(parents=True, exist_ok=True)
+            (output / "report.json").unlink(missing_ok=True)  # it says that a run is finished
         else:
             open_run_folder(output)
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
@@ -622,7 +634,10 @@ def main(argv: list[str] | None = None) -> int:
             if args.device.type == "cuda":
                 args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
                 torch.cuda.set_device(args.device)
-            dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
+            try:
+                dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
+            except ValueError as e:
+                raise DataError(f"WORLD_SIZE is {world()[1]}, but not by torchrun ({e})") from None
         return run(args)
     except (DataError, CheckpointError, SafetensorError, OSError) as e:
         print(f"train_rm.py: {e}", file=sys.stderr)

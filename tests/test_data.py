@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from conftest import SHARED, needs_shared, tiny_tokenizer
 
@@ -34,12 +35,27 @@ def text_of(tokenizer, ids):
     {"chosen": [U("q"), A("good")], "rejected": [U("q"), A("bad")]},
     {"prompt": "q", "chosen": [U("q"), A("good")], "rejected": [U("q"), A("bad")]},
     {"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"},
+    {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " good", "rejected": " bad"},
+    {"prompt": "q", "chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"},
     {"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"},
     {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "good"},
      "rejected": {"from": "gpt", "value": "bad"}},
 ])
 def test_every_layout_means_the_same_pair(row):
-    assert parse_preference(row) == pair("q", "good", "bad", where="row")
+    p, expected = parse_preference(row), pair("q", "good", "bad", where="row")
+    for side in (*p.chosen, *p.rejected):
+        side["content"] = side["content"].strip()
+    assert p == expected
+
+
+def test_a_system_turn_beside_whole_dialogues_is_kept():
+    p = parse_preference({"system": "s", "chosen": [U("q"), A("good")], "rejected": [U("q"), A("bad")]})
+    assert p.prompt == [{"role": "system", "content": "s"}, U("q")] and p.chosen == [A("good")]
+
+
+def test_a_dialogue_that_the_assistant_opens_has_a_prompt_too():
+    p = parse_preference({"chosen": [A("hi"), U("q"), A("good")], "rejected": [A("hi"), U("q"), A("bad")]})
+    assert p.prompt == [A("hi"), U("q")] and (p.chosen, p.rejected) == ([A("good")], [A("bad")])
 
 
 def test_longer_dialogues_and_systems_are_read_too():
@@ -80,7 +96,11 @@ def test_a_pair_written_as_a_row_is_read_back_as_itself():
     ({"prompt": {"text": "q"}, "chosen": "a", "rejected": "b"}, "here:1: field 'prompt' is neither"),
     ({"prompt": "q", "chosen": [A("a"), U("b")], "rejected": "b"}, "here:1: field 'chosen' ends with a turn of 'user'"),
     ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "big"}, "here:1: field 'margin' is 'big'"),
-    ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("nan")}, "here:1: field 'margin' is nan"),
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("nan")}, "here:1: field 'margin' is 'nan'"),
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 10**400}, "here:1: field 'margin'"),
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1e39}, "here:1: field 'margin'"),
+    ({"prompt": [{"role": "us\ud800er", "content": "q"}], "chosen": "a", "rejected": "b"}, "here:1: field 'prompt' holds half"),
+    ({"prompt": "q", "chosen": [U("q"), A("a")], "rejected": "b"}, "here:1: one of 'chosen' and 'rejected' holds the whole"),
     ({"prompt": "q", "chosen": "a\ud800", "rejected": "b"}, "here:1: field 'chosen' holds half of a surrogate"),
     ({"instruction": "q", "history": ["a"], "chosen": "a", "rejected": "b"}, "here:1: field 'history'"),
     ({"prompt": "q", "chosen": "a", "rejected": "b", "gold_chosen": 1.0}, "gold_rejected"),
@@ -230,6 +250,14 @@ def test_padding_and_truncation_baked_into_a_tokenizer_are_switched_off():
     baked.enable_truncation(4)
     ids, _ = Tokenizer(baked, {"eos_token": "</s>"}).encode(["the cat sat on the mat"])[0]
     assert len(ids) > 4 and ids[-1] == 2 and 0 not in ids
+
+
+def test_an_end_token_that_tokenizer_json_holds_as_an_ordinary_one_is_still_one_token():
+    state = json.loads(tiny_tokenizer().backend.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] != "</s>"]
+    backend = tokenizers.Tokenizer.from_str(json.dumps(state))
+    ids, _ = Tokenizer(backend, {"eos_token": "</s>"}).encode(["the cat"])[0]
+    assert ids[-1] == 2
 
 
 def test_the_pad_told_to_transformers_is_never_the_end_token():

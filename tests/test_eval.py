@@ -200,6 +200,24 @@ def test_the_scored_token_is_the_end_token(run):
     assert json.loads(out)["scored_token"]["token"] == "</s>", err
 
 
+def test_candidates_are_ranked_under_the_same_prompt_even_where_it_is_shortened(run):
+    # 256 tokens: the long candidate leaves less room for the prompt, so the short one is read after the shorter prompt too.
+    prompt, responses = " ".join(f"word{i}" for i in range(60)), ["the cat " * 12, "dog"]
+    code, out, err = command("rank", run, stdin=json.dumps({"prompt": prompt, "responses": responses}) + "\n")
+    row = {"prompt": prompt, "chosen": responses[0], "rejected": responses[1]}
+    pairs, audit = encode_preferences([parse_preference(row)], tiny_tokenizer(bos=True), 256)
+    assert audit["prompt_truncated"] == 1
+    ranked = json.loads(out)
+    rewards = dict(zip(ranked["responses"], ranked["rewards"]))
+    expected = score_pairs(RewardModel.from_pretrained(run).eval(), pairs, 0)[0]
+    assert [rewards[r] for r in responses] == pytest.approx(expected.tolist(), abs=1e-5), err
+
+
+def test_a_field_that_is_not_text_comes_back_as_it_was(run):
+    code, out, err = command("score", run, stdin='\ufeff{"id": "\\ud800", "prompt": "q", "response": "a"}\n')
+    assert code == 0 and json.loads(out)["id"] == "\ud800", err
+
+
 def test_equal_candidates_keep_their_order(run):
     code, out, _ = command("rank", run, stdin='{"prompt": "q", "responses": ["same", "same", "same"]}\n')
     assert json.loads(out)["order"] == [0, 1, 2]
@@ -228,6 +246,7 @@ def test_a_too_long_prompt_is_shortened_and_a_too_long_text_refused(run):
     ("score", '{"input_ids": [1, 400]}', "standard input:1: field 'input_ids' is not a non-empty list of token ids from 0 to 399"),
     ("score", '{"messages": [{"role": "user", "content": "q"}]}', "field 'messages' does not end with something said"),
     ("rank", '{"prompt": "q"}', "standard input:1: field 'responses' is not a non-empty list"),
+    ("rank", '{"messages": [{"role": "assistant", "content": "x"}], "responses": ["a"]}', "already ends with a turn of the assistant"),
     ("rank", '{"responses": ["a"]}', "standard input:1: no field 'prompt' or 'messages'"),
     ("rank", '{"prompt": "q", "responses": ["a", ""]}', "standard input:1: response 2: field 'response' does not end"),
 ])

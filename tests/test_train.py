@@ -269,6 +269,46 @@ def test_resuming_from_an_older_checkpoint_never_mixes_it_with_later_ones(tmp_pa
     assert all(torch.equal(weights[k], again[k]) for k in weights)
 
 
+def test_a_run_is_never_continued_into_another_ones_folder(tmp_path):
+    args = [*SMALL, "--toy-pairs", 300, "--max-steps", 4, "--save-steps", 2]
+    assert command(*args, "--output", tmp_path / "a")[0] == command(*args, "--output", tmp_path / "b")[0] == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "b").rglob("*") if p.is_file()}
+    status, _, err = command(*args, "--resume", tmp_path / "a" / "checkpoint-2", "--output", tmp_path / "b")
+    assert status == 2 and "holds another run" in err
+    assert {p: p.read_bytes() for p in (tmp_path / "b").rglob("*") if p.is_file()} == before
+    assert command(*args, "--resume", tmp_path / "a" / "checkpoint-2", "--output", tmp_path / "c")[0] == 0  # a new one may
+
+
+def test_damaged_run_files_are_named_when_resuming(tmp_path):
+    args = [*SMALL, "--toy-pairs", 300, "--max-steps", 4, "--save-steps", 2, "--output", tmp_path / "run"]
+    assert command(*args)[0] == 0
+    (tmp_path / "run" / "report.json").unlink()
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    (tmp_path / "run" / "metrics.jsonl").write_text("garbage\n")
+    status, _, err = command(*args, "--resume")
+    assert status == 2 and "metrics.jsonl: not JSON lines" in err
+    (tmp_path / "run" / "metrics.jsonl").write_text(log)
+    (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    status, _, err = command(*args, "--resume")
+    assert status == 2 and "trainer_state.json: no data_fingerprint" in err
+
+
+def test_files_of_a_run_can_be_read_by_others(tmp_path):
+    umask = os.umask(0o022)
+    try:
+        assert command(*SMALL, "--toy-pairs", 300, "--max-steps", 2, "--output", tmp_path / "run")[0] == 0
+    finally:
+        os.umask(umask)
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "run").iterdir()} == {0o644}
+
+
+def test_data_named_twice_is_all_used(tmp_path):
+    a, b = write_rows(tmp_path / "a.jsonl", toy_rows(24)), write_rows(tmp_path / "b.jsonl", toy_rows(16, seed=4))
+    status, out, err = command(*SMALL, "--data", a, "--data", b, "--max-steps", 1, "--output", tmp_path / "run")
+    audit = json.loads((tmp_path / "run" / "options.json").read_text())["audit"]
+    assert status == 0 and audit["train"]["read"] + audit["held out"]["read"] == 40, err
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     args = [*SMALL, "--toy-pairs", 300, "--max-steps", 4, "--save-steps", 2, "--output", tmp_path / "run"]
     assert command(*args)[0] == 0
