@@ -121,7 +121,7 @@ def sequences_of(prompt, responses, tokenizer: Tokenizer, model: RewardModel, ma
     fitted = tokenizer.truncate(sequences, prompt_tokens, max_length)
     if fitted is None:
         longest = max(map(len, sequences))
-        raise DataError(f"{where}: {longest} tokens, hardly any of them prompt, do not fit into --max-length {max_length}")
+        raise DataError(f"{where}: {longest} tokens, too few of them prompt, do not fit into --max-length {max_length}")
     return [check_ids(ids, model, where) for ids in fitted[0]]
 
 
@@ -236,7 +236,8 @@ def describe(result: dict) -> str:
         ("  the longer one wins", f"{result['longer_wins_accuracy']:.3f}", "what length alone would score"),
     ]
     if "ceiling_accuracy" in result:
-        lines.insert(1, ("  ceiling", f"{result['ceiling_accuracy']:.3f}", "what the true rewards score on average: labels are noisy"))
+        lines.insert(1, ("  ceiling", f"{result['ceiling_accuracy']:.3f}",
+                         "what the true rewards score on average: labels are noisy"))
     if result["accuracy_where_chosen_is_shorter"] is not None:
         lines.append(("  chosen is shorter", f"{result['accuracy_where_chosen_is_shorter']:.3f}",
                       f"accuracy on the {result['pairs_where_chosen_is_shorter']} pairs where length misleads"))
@@ -395,8 +396,8 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="report | score | rank")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("run", metavar="RUN", help="folder with config.json, tokenizer.json and safetensors")
-    common.add_argument("--output", metavar="FILE", help="score, rank: write here, not to standard output; report: also "
-                        "write every figure here as JSON. The file appears when it is complete")
+    common.add_argument("--output", metavar="FILE", help="score, rank: write here, not to standard output; report: "
+                        "also write every figure here as JSON. The file appears when it is complete")
     common.add_argument("--max-length", type=number(int, above=0), metavar="TOKENS",
                         help="tokens per sequence (default: what the model was trained on)")
     common.add_argument("--tokens-per-batch", type=number(int, above=0), metavar="TOKENS", default=8192,

@@ -61,9 +61,10 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("what to learn from").add_argument
     add("--model", metavar="DIR", help="folder with config.json, tokenizer.json and safetensors to start from; a "
         "reward head in it is kept, otherwise a new one is made (default: a small decoder from scratch)")
-    add("--data", nargs="+", action="extend", metavar="FILE", help="preference pairs, .jsonl or .json, .gz or not, or a folder; "
-        "parse_preference in data.py lists the layouts (default: the toy world)")
-    add("--eval-data", nargs="+", action="extend", metavar="FILE", help="held-out pairs (default: hold out some prompts of --data)")
+    files = {"nargs": "+", "action": "extend", "metavar": "FILE"}
+    add("--data", **files, help="preference pairs, .jsonl or .json, gzipped or not, or a folder; parse_preference in "
+        "data.py lists the layouts (default: the toy world)")
+    add("--eval-data", **files, help="held-out pairs (default: hold out some prompts of --data)")
     add("--eval-fraction", type=number(float, above=0, below=1), help="share of prompts to hold out (default: 0.1; in "
         "the toy world 1/6)")
     add("--max-length", type=natural, help="tokens of prompt + response (default: what the model takes, at most 1024)")
@@ -99,7 +100,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one; under torchrun one for each process)")
     add("--bf16", action=flag, default=False, help="bfloat16 autocast, float32 weights")
     add("--fp16", action=flag, default=False, help="float16 autocast with loss scaling, float32 weights")
-    add("--seed", type=number(int, at_least=0, below=2**63), default=0, help="of initial weights, split, order and toy world")
+    add("--seed", type=number(int, at_least=0, below=2**63), default=0, help="of weights, split, order and toy world")
 
     add = parser.add_argument_group("what to keep").add_argument
     add("--output", metavar="DIR", help="run folder (default: runs/toy; with --data runs/FOLDER-FILE, after it)")
@@ -351,11 +352,13 @@ def options_that_decide(args) -> dict:
 LOGGED = ("loss", "accuracy", "mean_margin", "mean_reward", "mean_abs_reward")  # means over pairs; rewards in nats
 
 
-def accumulate_gradients(model, pairs, micro_batches: list[np.ndarray], n: int, args, pad_id: int, scaler) -> torch.Tensor:
+def accumulate_gradients(
+    model, pairs, micro_batches: list[np.ndarray], n: int, args, pad_id: int, scaler
+) -> torch.Tensor:
     """Add the gradient of a step's mean loss to the parameters, one micro-batch after the other.
 
     Each pair weighs 1/n, whatever micro-batch and rank it is in, so that accumulation and ranks take the step of the
-    big batch, ragged last step included. (The usual loss / accumulation_steps weighs pairs of small micro-batches more.)
+    big batch, ragged last step included. (The usual loss / accumulation_steps favours pairs of small micro-batches.)
 
     Args:    model: a RewardModel or its DistributedDataParallel.  micro_batches: this rank's, arrays of pair
              numbers.  n: pairs of the step over all ranks.
