@@ -15,7 +15,6 @@ something: the log-odds that the first is preferred, P = σ(r_1 − r_2).
 """
 import argparse
 import contextlib
-import functools
 import itertools
 import json
 import math
@@ -27,7 +26,6 @@ from typing import Iterable, Iterator
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from data import DataError, Pairs, Tokenizer, describe_audit, encode_preferences, pad_right, parse_lines
 from data import read_preferences, read_rows, to_messages
@@ -62,22 +60,22 @@ def score(model: RewardModel, rows: list[dict], tokenizer: Tokenizer | None = No
           **options) -> list[float]:
     """Rewards (nats) of rows with `messages`, or `prompt` and `response`, or `text` (rendered), or `input_ids`.
 
-    The tokenizer is taken from the folder the model was loaded from. A prompt that makes a row too long loses its
-    oldest tokens, as in training; nothing else is cut. (A pair's two sides lose the same: see Tokenizer.truncate.)
+    Without a tokenizer, that of the folder the model was loaded from is read. A prompt that makes a row too long loses
+    its oldest tokens, as in training; nothing else is cut. (A pair's sides lose the same: see Tokenizer.truncate.)
     Raises: DataError naming the row where one is malformed, too long, or its reward is not a finite number.
     """
-    tokenizer = tokenizer or _tokenizer_of(model.folder)
+    tokenizer = tokenizer or Tokenizer.from_folder(model.folder)
     max_length = usable_length(model, tokenizer, max_length)
     sequences = [sequence_of(row, tokenizer, model, max_length, f"row {i + 1}") for i, row in enumerate(rows)]
     rewards = score_sequences(model, sequences, tokenizer.pad_id, **options)
+    return finite(rewards, [f"row {i + 1}" for i in range(len(rows))])
+
+
+def finite(rewards: np.ndarray, places: list[str]) -> list[float]:
+    """The rewards as Python numbers.  Raises: DataError naming the place of the first that is not a finite number."""
     for i in np.flatnonzero(~np.isfinite(rewards)):
-        raise DataError(f"row {i + 1}: the reward is {rewards[i]}, so the model's numbers are broken")
+        raise DataError(f"{places[i]}: the reward is {rewards[i]}: the model's numbers are broken")
     return rewards.tolist()
-
-
-@functools.lru_cache(maxsize=4)
-def _tokenizer_of(folder: Path) -> Tokenizer:
-    return Tokenizer.from_folder(folder)
 
 
 def usable_length(model: RewardModel, tokenizer: Tokenizer, asked: int | None) -> int:
@@ -276,7 +274,8 @@ def command_score(args, model, tokenizer, max_length: int, options: dict) -> Non
     with replacing(args.output) as out:
         for chunk in chunks(input_rows(args.input)):
             sequences = [sequence_of(row, tokenizer, model, max_length, where) for where, row in chunk]
-            rewards = finite(score_sequences(model, sequences, tokenizer.pad_id, **options), chunk)
+            places = [where for where, _ in chunk]
+            rewards = finite(score_sequences(model, sequences, tokenizer.pad_id, **options), places)
             for (_, row), ids, reward in zip(chunk, sequences, rewards):
                 row = row | {"reward": reward}
                 if args.show_token:
@@ -304,7 +303,8 @@ def command_rank(args, model, tokenizer, max_length: int, options: dict) -> None
                               for i, response in enumerate(responses, 1)]
                 sequences += sequences_of(prompt, candidates, tokenizer, model, max_length, where)
                 sizes.append(len(responses))
-            rewards = iter(finite(score_sequences(model, sequences, tokenizer.pad_id, **options), None))
+            places = [where for (where, _), size in zip(chunk, sizes) for _ in range(size)]
+            rewards = iter(finite(score_sequences(model, sequences, tokenizer.pad_id, **options), places))
             for (_, row), size in zip(chunk, sizes):
                 scores = list(itertools.islice(rewards, size))
                 order = sorted(range(size), key=lambda i: -scores[i])  # stable: ties keep their order
@@ -321,14 +321,6 @@ def as_json(row: dict) -> str:
         return text
     except UnicodeEncodeError:
         return json.dumps(row)
-
-
-def finite(rewards: np.ndarray, chunk: list | None) -> list[float]:
-    bad = np.flatnonzero(~np.isfinite(rewards))
-    if len(bad):
-        raise DataError(f"{chunk[bad[0]][0] if chunk else 'a response'}: the reward is {rewards[bad[0]]}: "
-                        "the model's numbers are broken")
-    return rewards.tolist()
 
 
 def input_rows(path: str | None) -> Iterator[tuple[str, dict]]:

@@ -547,8 +547,7 @@ def run(args) -> int:
     # data, model
     train_set, eval_set, malformed = load_preferences(args)
     model, tokenizer = build_model(args, train_set, resume)
-    max_length = args.max_length or min(1024, usable_length(model, tokenizer, None))
-    max_length = usable_length(model, tokenizer, max_length)
+    max_length = min(usable_length(model, tokenizer, args.max_length), args.max_length or 1024)
     drop = args.too_long == "drop"
     parts, audits = [], {}
     for name, preferences in (("train", train_set), ("held out", eval_set)):

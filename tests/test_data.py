@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-import torch
 from conftest import SHARED, needs_shared, tiny_tokenizer
 
 from data import (

@@ -13,7 +13,7 @@ from conftest import ROOT, save_run, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 import eval as evaluation
-from data import DataError, Preference, encode_preferences, gold_reward, parse_preference, toy_preferences
+from data import DataError, encode_preferences, parse_preference, toy_preferences
 from eval import bootstrap_interval, report, score, score_pairs, score_sequences, within_group_correlation
 from model import RewardModel
 

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 import train_rm
 from data import encode_preferences, parse_preference, step_batches, toy_preferences
-from eval import report, score_pairs
 from model import RewardModel
 
 SMALL = ["--hidden-size", 16, "--num-hidden-layers", 1, "--num-attention-heads", 2, "--vocab-size", 400]
