@@ -418,7 +418,7 @@ class Tokenizer:
             holding = (encoding.char_to_token(i) for i in range(prompt_chars, encoding.offsets[-1][1]))
             start = next((token for token in holding if token is not None), len(encoding.ids))
             starts.append(start + len(ids) - len(encoding.ids))
-        return sequences, min([*starts, *(_common_prefix(sequences[0], other) for other in sequences[1:])])
+        return sequences, min(*starts, common_prefix(sequences))
 
     def truncate(self, ids: list[np.ndarray], prompt_tokens: int, max_length: int):
         """Fit sequences that share a prompt into max_length -> (ids, prompt_tokens), or None where that cannot be.
@@ -447,10 +447,13 @@ def _strftime_now(fmt: str) -> str:
     return datetime.datetime.now().strftime(fmt)
 
 
-def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    shortest = min(len(a), len(b))
-    differs = np.flatnonzero(a[:shortest] != b[:shortest])
-    return int(differs[0]) if len(differs) else shortest
+def common_prefix(sequences: list[np.ndarray]) -> int:
+    """How many leading ids all these sequences share."""
+    first, shared = sequences[0], min(map(len, sequences))
+    for other in sequences[1:]:
+        differs = np.flatnonzero(first[:shared] != other[:shared])
+        shared = int(differs[0]) if len(differs) else shared
+    return shared
 
 
 # ---------------------------------------------------------------- pairs as arrays, and the audit
@@ -570,10 +573,30 @@ def describe_audit(name: str, audit: dict) -> str:
 # ---------------------------------------------------------------- batches
 
 
+class Trees(NamedTuple):
+    """How the tokens of one row hang together in the shared-prompt form, see `pack`."""
+
+    position_ids: Tensor  # (T,)
+    branch: Tensor  # (T,) 0 in a prompt, 1 … K in its responses
+    last: Tensor  # (N,) where each sequence ends
+    sizes: list[int]  # tokens of each tree, T in all
+    longest: int  # tokens of the longest sequence
+
+    def to(self, device) -> "Trees":
+        on = {name: getattr(self, name).to(device) for name in ("position_ids", "branch", "last")}
+        return self._replace(**on)
+
+
 class Batch(NamedTuple):
-    input_ids: Tensor  # (2B, T): rows 0 … B−1 chosen, B … 2B−1 rejected
-    attention_mask: Tensor  # (2B, T)
+    input_ids: Tensor  # (2B, T): rows 0 … B−1 chosen, B … 2B−1 rejected; or (1, T) with trees
+    attention_mask: Tensor | None  # (2B, T)
+    trees: Trees | None  # its `last`: 0 … B−1 chosen, B … 2B−1 rejected
     margin: Tensor  # (B,)
+
+    def to(self, device) -> "Batch":
+        mask, trees = self.attention_mask, self.trees
+        return Batch(self.input_ids.to(device), mask if mask is None else mask.to(device),
+                     trees and trees.to(device), self.margin.to(device))
 
 
 def pad_right(sequences: list[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -585,10 +608,51 @@ def pad_right(sequences: list[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]
     return input_ids, (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
 
 
-def collate(pairs: Pairs, index: np.ndarray, pad_id: int) -> Batch:
+def collate(pairs: Pairs, index: np.ndarray, pad_id: int, shared_prompts: bool = False) -> Batch:
     """The pairs of `index` as one Batch."""
+    margin = torch.from_numpy(pairs.margin[index])
+    if shared_prompts:
+        input_ids, trees = pack([[pairs.sequence(2 * i), pairs.sequence(2 * i + 1)] for i in index])
+        return Batch(input_ids, None, trees._replace(last=trees.last.view(-1, 2).T.reshape(-1)), margin)
     sequences = [pairs.sequence(2 * i) for i in index] + [pairs.sequence(2 * i + 1) for i in index]
-    return Batch(*pad_right(sequences, pad_id), torch.from_numpy(pairs.margin[index]))
+    return Batch(*pad_right(sequences, pad_id), None, margin)
+
+
+# ---------------------------------------------------------------- speed: the shared-prompt form
+
+
+def pack(groups: list[list[np.ndarray]]) -> tuple[Tensor, Trees]:
+    """Groups of sequences that begin alike -> one row without padding, the beginning of each group in it once.
+
+        [ prompt | rest of sequence 1 | … | rest of sequence K ][ next group … ]         one tree a group
+
+    In the plain form a pair's prompt is computed twice and short pairs are padded to long ones. Here every token is
+    computed once: positions go on from the prompt's end in each rest, and attention (model.TreeAttention) lets a token
+    see the prompt and its own rest only, so rewards and gradients are those of the plain form. What is shared are the
+    equal leading token ids, whatever they mean; none at all is fine, and so is a sequence that another one begins with.
+
+    Returns: input_ids (1, T) int64, and the trees, `last` in the order of the sequences.
+    """
+    ids, positions, branches, last, sizes, end = [], [], [], [], [], 0
+    for sequences in groups:
+        shared = common_prefix(sequences)
+        sizes.append(shared)
+        prompt_end = end = end + shared
+        ids.append(sequences[0][:shared])
+        positions.append(np.arange(shared))
+        branches.append(np.zeros(shared, dtype=np.int64))
+        for branch, sequence in enumerate(sequences, 1):
+            rest = len(sequence) - shared
+            ids.append(sequence[shared:])
+            positions.append(np.arange(shared, len(sequence)))
+            branches.append(np.full(rest, branch))
+            sizes[-1] += rest
+            end += rest
+            last.append((end if rest else prompt_end) - 1)
+    row, position_ids, branch = (torch.from_numpy(np.concatenate(parts).astype(np.int64))
+                                 for parts in (ids, positions, branches))
+    longest = max(len(s) for sequences in groups for s in sequences)
+    return row[None], Trees(position_ids, branch, torch.tensor(last), sizes, longest)
 
 
 @functools.lru_cache(maxsize=2)
@@ -598,21 +662,28 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def step_batches(
-    pairs: Pairs, step: int, batch_size: int, accumulation: int = 1, rank: int = 0, ranks: int = 1, seed: int = 0
+    pairs: Pairs, step: int, batch_size: int, accumulation: int = 1, rank: int = 0, ranks: int = 1, seed: int = 0,
+    tokens_per_batch: int | None = None,
 ) -> tuple[list[np.ndarray], int]:
     """This rank's micro-batches (arrays of pair numbers) of optimizer step 0, 1, …, and how many pairs the step has.
 
     A function of the step number alone, so resuming needs no cursor but the step. The pairs of a step do not depend
-    on accumulation and ranks, which only share them out, each pair once: sorted by length, so that a micro-batch
-    holds little padding, then cut into accumulation × ranks runs. An epoch's last step may be smaller; a rank that
-    gets nothing then returns [] and has to sit the step out without leaving the others waiting.
+    on accumulation and ranks, which only share them out, each pair once: sorted by length, then dealt like cards, so
+    that micro-batches and ranks have about the same to do. With tokens_per_batch there are as many micro-batches as
+    it takes for each to hold at most so many tokens, prompts counted once, or a single pair. An epoch's last step may
+    be smaller; a rank that gets nothing then returns [] and has to sit the step out without leaving the others waiting.
     """
     per_epoch = math.ceil(len(pairs) / batch_size)
     epoch, place = divmod(step, per_epoch)
     index = epoch_order(len(pairs), seed, epoch)[place * batch_size : (place + 1) * batch_size]
-    index = index[np.argsort(pairs.lengths()[index].max(1), kind="stable")]
-    runs = np.array_split(index, accumulation * ranks)[rank::ranks]
-    return [run for run in runs if len(run)], len(index)
+    tokens = pairs.offsets[2 * index + 2] - pairs.offsets[2 * index] - pairs.prompt_tokens[index]
+    order = np.argsort(-tokens, kind="stable")
+    index, tokens = index[order], tokens[order]
+    hands = accumulation * ranks
+    while tokens_per_batch and hands < len(index) and any(tokens[i::hands].sum() > tokens_per_batch for i in range(hands)):
+        hands += ranks
+    mine = [index[i::hands] for i in range(rank, hands, ranks)]
+    return [hand for hand in mine if len(hand)], len(index)
 
 
 # ---------------------------------------------------------------- the toy world

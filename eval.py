@@ -5,7 +5,7 @@
     python eval.py rank   RUN < candidates.jsonl     responses of each row, best first
 
 RUN is any folder with config.json, tokenizer.json and safetensors. Whatever the command, and in training too, a text
-becomes a reward in one way: Tokenizer renders and encodes it, `score_sequences` reads the reward at its end token.
+becomes a reward in one way: Tokenizer renders and encodes it, and the reward is read at its end token.
 
 From Python:  model = RewardModel.from_pretrained("runs/toy")
               score(model, [{"prompt": "Which colour is grass?", "response": "It is green."}])  # one reward a row
@@ -27,8 +27,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data import DataError, Pairs, Tokenizer, describe_audit, encode_preferences, pad_right, parse_lines
-from data import read_preferences, read_rows, to_messages
+from data import DataError, Pairs, Tokenizer, common_prefix, describe_audit, encode_preferences, pack, pad_right
+from data import parse_lines, read_preferences, read_rows, to_messages
 from loss import bradley_terry_loss, pairwise_accuracy
 from model import CheckpointError, RewardModel
 
@@ -47,13 +47,47 @@ def score_sequences(
     device = next(model.parameters()).device
     rewards = np.zeros(len(sequences), dtype=np.float32)
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    while order:
-        size = max(1, tokens_per_batch // len(sequences[order[0]]))
-        batch, order = order[:size], order[size:]
-        input_ids, attention_mask = pad_right([sequences[i] for i in batch], pad_id)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        while order:
+            size = max(1, tokens_per_batch // len(sequences[order[0]]))
+            batch, order = order[:size], order[size:]
+            input_ids, attention_mask = pad_right([sequences[i] for i in batch], pad_id)
             rewards[batch] = model(input_ids.to(device), attention_mask.to(device)).cpu().numpy()
     return rewards
+
+
+@torch.inference_mode()
+def score_groups(
+    model, groups: list[list[np.ndarray]], tokens_per_batch: int = 8192, dtype: torch.dtype | None = None
+) -> np.ndarray:
+    """The same rewards for sequences in groups that begin alike (responses to one prompt), in the order given: (n,).
+
+    In the shared-prompt form (data.pack), so that the prompt is computed once for all its responses, and no padding.
+    """
+    device, rewards, trees = next(model.parameters()).device, [np.zeros(0, dtype=np.float32)], []
+    for group in groups:
+        shared = common_prefix(group)
+        # A tree's attention costs (all its tokens)²: when the responses outgrow the prompt, another tree is cheaper.
+        for tree in _cut(group, max(1024, shared), lambda s: len(s) - shared):
+            trees.append((tree, shared + sum(len(s) - shared for s in tree)))
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        for batch in _cut(trees, tokens_per_batch, lambda tree_and_tokens: tree_and_tokens[1]):
+            input_ids, packed = pack([tree for tree, _ in batch])
+            rewards.append(model(input_ids.to(device), None, packed.to(device)).cpu().numpy())
+    return np.concatenate(rewards)
+
+
+def _cut(items: Iterable, limit: int, cost) -> Iterator[list]:
+    """Consecutive runs of items whose costs sum to the limit at most, or of one item."""
+    run, total = [], 0
+    for item in items:
+        if run and total + cost(item) > limit:
+            yield run
+            run, total = [], 0
+        run.append(item)
+        total += cost(item)
+    if run:
+        yield run
 
 
 def score(model: RewardModel, rows: list[dict], tokenizer: Tokenizer | None = None, max_length: int | None = None,
@@ -148,13 +182,13 @@ def check_ids(ids: np.ndarray, model: RewardModel, where: str) -> np.ndarray:
 # ---------------------------------------------------------------- pairs -> report
 
 
-def score_pairs(model, pairs: Pairs, pad_id: int, **options) -> np.ndarray:
+def score_pairs(model, pairs: Pairs, **options) -> np.ndarray:
     """Rewards of chosen and rejected, (n, 2). Under torch.distributed every rank scores its share, each pair once."""
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     mine = np.arange(len(pairs))[rank::ranks]
-    sequences = [pairs.sequence(s) for i in mine for s in (2 * i, 2 * i + 1)]
+    groups = [[pairs.sequence(2 * i), pairs.sequence(2 * i + 1)] for i in mine]
     rewards = torch.zeros(len(pairs), 2)
-    rewards[mine] = torch.from_numpy(score_sequences(model, sequences, pad_id, **options)).view(-1, 2)
+    rewards[mine] = torch.from_numpy(score_groups(model, groups, **options)).view(-1, 2)
     if ranks > 1:  # zeros elsewhere, so a sum puts the shares together
         rewards = rewards.to(next(model.parameters()).device)
         dist.all_reduce(rewards)
@@ -263,7 +297,7 @@ def command_report(args, model, tokenizer, max_length: int, options: dict) -> No
         if not len(pairs):
             raise DataError(f"{args.data}: no pairs left to evaluate")
         check_ids(pairs.ids, model, args.data)
-        result = report(score_pairs(model, pairs, tokenizer.pad_id, **options), pairs)
+        result = report(score_pairs(model, pairs, **options), pairs)
         print(describe(result))
         if file:
             file.write(json.dumps(result | {"data": args.data, "run": args.run, "audit": audit}, indent=2) + "\n")
@@ -289,7 +323,7 @@ def command_rank(args, model, tokenizer, max_length: int, options: dict) -> None
     """Rows with responses in, the same rows out, the responses best first."""
     with replacing(args.output) as out:
         for chunk in chunks(input_rows(args.input), size=64):
-            sequences, sizes = [], []
+            groups = []
             for where, row in chunk:
                 responses = row.get("responses")
                 if not isinstance(responses, list) or not responses:
@@ -301,13 +335,12 @@ def command_rank(args, model, tokenizer, max_length: int, options: dict) -> None
                     raise DataError(f"{where}: the prompt already ends with a turn of the assistant")
                 candidates = [prompt_and_response({"response": response}, f"{where}: response {i}")[1]
                               for i, response in enumerate(responses, 1)]
-                sequences += sequences_of(prompt, candidates, tokenizer, model, max_length, where)
-                sizes.append(len(responses))
-            places = [where for (where, _), size in zip(chunk, sizes) for _ in range(size)]
-            rewards = iter(finite(score_sequences(model, sequences, tokenizer.pad_id, **options), places))
-            for (_, row), size in zip(chunk, sizes):
-                scores = list(itertools.islice(rewards, size))
-                order = sorted(range(size), key=lambda i: -scores[i])  # stable: ties keep their order
+                groups.append(sequences_of(prompt, candidates, tokenizer, model, max_length, where))
+            places = [where for (where, _), group in zip(chunk, groups) for _ in group]
+            rewards = iter(finite(score_groups(model, groups, **options), places))
+            for (_, row), group in zip(chunk, groups):
+                scores = list(itertools.islice(rewards, len(group)))
+                order = sorted(range(len(group)), key=lambda i: -scores[i])  # stable: ties keep their order
                 ranked = {"responses": [row["responses"][i] for i in order], "rewards": [scores[i] for i in order]}
                 out.write(as_json(row | ranked | {"order": order}) + "\n")
             out.flush()

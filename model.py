@@ -16,6 +16,7 @@ Shapes: N sequences (2 per pair: all chosen, then all rejected)   T tokens, padd
         H query heads   K key/value heads   P head_dim   V vocab_size   I intermediate_size
 """
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -76,13 +77,13 @@ class RMSNorm(nn.Module):
         return self.weight * x32.to(x.dtype)
 
 
-def rotary_tables(config: Config, T: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_tables(config: Config, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin of position · frequency, (T, P) each, in float32: in bfloat16 position 257 would be 256.
 
     Frequencies are θ^(−2i/P), i = 0 … P/2−1 (Su et al. 2021, eq 15). Llama 3 slows the low ones by `factor`, keeps
     the high ones and blends in between, by wavelength (as in Meta's `apply_scaling`).
     """
-    exponents = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim  # (P/2,)
+    exponents = torch.arange(0, config.head_dim, 2, device=position_ids.device).float() / config.head_dim  # (P/2,)
     inv_freq = config.rope_theta**-exponents  # (P/2,)
     if config.rope_scaling:
         s = config.rope_scaling
@@ -93,7 +94,7 @@ def rotary_tables(config: Config, T: int, device: torch.device) -> tuple[Tensor,
         )
         keep = keep.clamp(0, 1)
         inv_freq = keep * inv_freq + (1 - keep) * inv_freq / s["factor"]
-    angles = torch.arange(T, device=device).float()[:, None] * inv_freq  # (T, P/2)
+    angles = position_ids.float()[:, None] * inv_freq  # (T, P/2)
     angles = torch.cat((angles, angles), dim=-1)  # (T, P)
     return angles.cos(), angles.sin()
 
@@ -119,7 +120,7 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
             self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, shared=None, last: Tensor | None = None) -> Tensor:
         """x (N, T, D), rotary tables (T, P) each -> (N, T, D)"""
         N, T, _ = x.shape
         q = self.q_proj(x).view(N, T, -1, self.head_dim)  # (N, T, H, P)
@@ -132,8 +133,12 @@ class Attention(nn.Module):
         # No padding mask: pads sit on the right, and a causal token never looks right. What the pads themselves
         # compute is never read. So is_causal alone is exact, and it selects the fastest kernel there is.
         grouped = q.shape[1] != k.shape[1]
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)  # (N, H, T, P)
-        return self.o_proj(out.transpose(1, 2).reshape(N, T, -1))  # (N, T, D)
+        if shared is None:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)  # (N, H, T, P)
+        else:
+            out = shared.attend(q, k, v, grouped)  # (1, H, T, P)
+        out = out.transpose(1, 2).reshape(N, T, -1)  # (N, T, H·P)
+        return self.o_proj(out if last is None else out.index_select(1, last))  # (N, T, D)
 
 
 class MLP(nn.Module):
@@ -160,9 +165,17 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, shared=None, last: Tensor | None = None) -> Tensor:
+        """With `last`, only those tokens come out: (1, T, D) -> (1, len(last), D)"""
+        mixed = self.self_attn(cast_once(self.input_layernorm(x)), cos, sin, shared, last)
+        x = mixed + (x if last is None else x.index_select(1, last))
+        return x + self.mlp(cast_once(self.post_attention_layernorm(x)))
+
+
+def cast_once(x: Tensor) -> Tensor:
+    """Under autocast every Linear makes its own low-precision copy of its input: three for q, k and v. One will do."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class Decoder(nn.Module):
@@ -178,17 +191,98 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.flex = False  # see compile_layers
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """(N, T) -> (N, T, D).  Raises: ValueError where T is beyond a sliding window."""
-        T, window = input_ids.shape[1], self.config.sliding_window
+    def forward(self, input_ids: Tensor, trees=None) -> Tensor:
+        """(N, T) -> (N, T, D); in the shared-prompt form (1, T) -> (1, N, D), the states of the N last tokens.
+
+        Raises: ValueError where a sequence is beyond a sliding window.
+        """
+        T, window = input_ids.shape[1] if trees is None else trees.longest, self.config.sliding_window
         if window is not None and T > window:
             raise ValueError(f"{T} tokens are more than the sliding_window of {window}, which is not supported")
         x = self.embed_tokens(input_ids)  # (N, T, D)
-        cos, sin = rotary_tables(self.config, T, x.device)
-        for layer in self.layers:
-            x = layer(x, cos, sin)
+        if trees is None:
+            cos, sin = rotary_tables(self.config, torch.arange(T, device=x.device))
+            for layer in self.layers:
+                x = layer(x, cos, sin)
+        else:
+            cos, sin = rotary_tables(self.config, trees.position_ids)
+            shared = TreeAttention(trees, flex=self.flex)
+            for layer in self.layers[:-1]:
+                x = layer(x, cos, sin, shared)
+            # Nobody reads the last layer's other states, so it computes only those. (Keys and values it needs of all.)
+            x = self.layers[-1](x, cos, sin, shared, trees.last)  # (1, N, D)
         return self.norm(x)
+
+
+# ---------------------------------------------------------------- speed: shared prompts, rows in use
+
+
+class TreeAttention:
+    """Attention in the shared-prompt form (data.pack): one row holds trees [prompt | response 1 | … | response K],
+    one behind the other. A token sees its own tree's prompt and its own response, up to itself, and nothing else:
+
+        mask[q, k] = k ≤ q and (branch[k] = 0 or branch[k] = branch[q])          branch 0 is the prompt
+
+    so that every response gets the attention it would get alone behind its prompt, and no gradient flows between two.
+    """
+
+    def __init__(self, trees, flex: bool):
+        self.sizes, self.block_mask = trees.sizes, None
+        if flex:  # one kernel for all trees, which skips what the mask rules out; it needs a GPU and a compiler
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            T, branch = len(trees.branch), trees.branch
+            tree = torch.repeat_interleave(torch.tensor(trees.sizes, device=branch.device), output_size=T)
+            self.block_mask = create_block_mask(
+                lambda b, h, q, k: (k <= q) & (tree[k] == tree[q]) & ((branch[k] == 0) | (branch[k] == branch[q])),
+                None, None, T, T, device=branch.device,
+            )
+        else:
+            self.masks = [torch.ones(len(b), len(b), dtype=torch.bool, device=b.device).tril()
+                          & ((b == 0) | (b == b[:, None])) for b in trees.branch.split(trees.sizes)]
+
+    @torch.compiler.disable  # the loop's sizes are new in every batch: compiled, it would be compiled again and again
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> Tensor:
+        """q (1, H, T, P), k and v (1, K, T, P) -> (1, H, T, P)"""
+        if self.block_mask is not None:
+            return compiled_flex_attention()(q, k, v, block_mask=self.block_mask, enable_gqa=grouped)
+        each = zip(*(x.split(self.sizes, dim=2) for x in (q, k, v)), self.masks)
+        return torch.cat([F.scaled_dot_product_attention(*qkv, attn_mask=mask, enable_gqa=grouped)
+                          for *qkv, mask in each], dim=2)
+
+
+@functools.cache
+def compiled_flex_attention():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+class RowsInUse(nn.Module):
+    """An embedding that trains only the rows of some tokens: those of the training data.  (N, T) -> (N, T, D)
+
+    The other rows get no gradient from any pair, yet AdamW would keep two moments for each of them and walk through
+    all at every step. Of the 152k rows of a Qwen model a small data set uses 5 or 10 thousand. What is learned is the
+    same, but that weight decay does not pull at rows that are never read.
+    """
+
+    def __init__(self, embedding: nn.Embedding, used: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(embedding.weight.detach()[used])  # (used, D)
+        self.register_buffer("frozen", embedding.weight.detach(), persistent=False)  # (V, D)
+        self.register_buffer("row", torch.full((embedding.num_embeddings,), -1, device=used.device), persistent=False)
+        self.row[used] = torch.arange(len(used), device=used.device)  # (V,): where a token's row is in `weight`, or −1
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        row = self.row[input_ids]  # (N, T)
+        trained = F.embedding(row.clamp(min=0), self.weight)
+        return torch.where(row[..., None] < 0, F.embedding(input_ids, self.frozen), trained)
+
+    def whole(self) -> Tensor:
+        """The table as an ordinary embedding has it, (V, D)."""
+        return self.frozen.index_copy(0, (self.row >= 0).nonzero()[:, 0], self.weight.detach())
 
 
 # ---------------------------------------------------------------- the reward model
@@ -221,23 +315,33 @@ class RewardModel(nn.Module):
         self.model = Decoder(config)
         self.score = nn.Linear(config.hidden_size, 1)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Rewards of N sequences padded on the right.
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, trees=None) -> Tensor:
+        """Rewards of N sequences padded on the right; or in the shared-prompt form, with the trees of data.pack.
 
         A sequence has the same reward alone and in any batch, at any padding width, up to float rounding.
 
         Args:    input_ids, attention_mask: (N, T) integers; what input_ids holds behind the mask does not matter.
+                 Shared-prompt form: input_ids (1, T), attention_mask None.
         Returns: (N,) float32.
-        Raises:  ValueError on a mask that is not ones-then-zeros, or T beyond a sliding window.
+        Raises:  ValueError on a mask that is not ones-then-zeros, or a sequence beyond a sliding window.
         """
-        last = last_token_index(attention_mask)  # (N,)
-        hidden = self.model(input_ids)  # (N, T, D)
-        index = last[:, None, None].expand(-1, 1, hidden.shape[-1])  # (N, 1, D)
-        last_hidden = torch.gather(hidden, dim=1, index=index).squeeze(1)  # (N, D)
+        if trees is not None:
+            last_hidden = self.model(input_ids, trees).squeeze(0)  # (N, D)
+        else:
+            last = last_token_index(attention_mask)  # (N,)
+            hidden = self.model(input_ids)  # (N, T, D)
+            index = last[:, None, None].expand(-1, 1, hidden.shape[-1])  # (N, 1, D)
+            last_hidden = torch.gather(hidden, dim=1, index=index).squeeze(1)  # (N, D)
         # The head comes after the gather (N rows of work instead of N·T) and in float32 with autocast off: in
         # bfloat16 a reward of 5 has steps of 0.03, and close pairs would tie.
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast(last_hidden.device.type, enabled=False):
             return self.score(last_hidden.float()).squeeze(-1)  # (N,)
+
+    def compile_layers(self) -> None:
+        """torch.compile, layer by layer: they share one compiled code, and no batch shape is compiled in."""
+        for layer in self.model.layers:
+            layer.compile(dynamic=True)
+        self.model.flex = self.score.weight.device.type == "cuda"
 
     @torch.no_grad()
     def init_head(self) -> None:
@@ -294,7 +398,9 @@ class RewardModel(nn.Module):
 
         for file in files:
             with safe_open(file, "pt") as tensors:
-                state = {n: tensors.get_tensor(n).float() for n in tensors.keys() if n in expected}
+                # A copy: a file aligns its tensors to 8 bytes, memory to 64, and on that depends in which order some
+                # kernels sum. A resumed run would differ from an uninterrupted one in the last bit.
+                state = {n: tensors.get_tensor(n).to(torch.float32, copy=True) for n in tensors.keys() if n in expected}
             model.load_state_dict(state, strict=False, assign=True)
         if not has_head:
             model.score.to_empty(device="cpu")
@@ -325,6 +431,8 @@ class RewardModel(nn.Module):
         (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
         state = {n: p.detach().cpu() for n, p in self.named_parameters()}
+        if isinstance(self.model.embed_tokens, RowsInUse):
+            state["model.embed_tokens.weight"] = self.model.embed_tokens.whole().cpu()
         if not self.score.bias.any():
             del state["score.bias"]
         save_torch_state_dict(state, folder, max_shard_size=SHARD_BYTES)

@@ -24,6 +24,7 @@ import shutil
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from data import DataError, Tokenizer, collate, describe_audit, encode_preferenc
 from data import gold_reward, split_by_prompt, step_batches, toy_preferences
 from eval import check_ids, describe, number, pick_device, replacing, report, score, score_pairs, usable_length
 from loss import bradley_terry_loss, pairwise_accuracy
-from model import CheckpointError, RewardModel, read_json
+from model import CheckpointError, RewardModel, RowsInUse, read_json
 
 # ---------------------------------------------------------------- options
 
@@ -85,6 +86,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=natural, default=64, help="pairs per optimizer step, over all processes")
     add("--gradient-accumulation-steps", type=natural, default=1, help="cut each process's share of a step into this "
         "many forward passes, to save memory; the step stays the same")
+    add("--tokens-per-batch", type=natural, help="instead of --gradient-accumulation-steps: as many forward passes as "
+        "it takes for each to hold at most this many tokens, prompts counted once (or one pair)")
     add("--lr", type=positive, help="peak learning rate (default: 1e-5 with --model, 1e-3 from scratch)")
     add("--lr-scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="decay to 0 after warmup")
     add("--warmup-ratio", type=share, default=0.05, help="share of steps with a rising learning rate")
@@ -100,6 +103,10 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one; under torchrun one for each process)")
     add("--bf16", action=flag, default=False, help="bfloat16 autocast, float32 weights")
     add("--fp16", action=flag, default=False, help="float16 autocast with loss scaling, float32 weights")
+    add("--shared-prompts", action=flag, default=True, help="compute a pair's prompt once, and no padding: the same "
+        "rewards and gradients in less time; --no-shared-prompts for the plain form")
+    add("--compile", action=flag, default=False, help="torch.compile: faster steps after a slow first one; it needs a "
+        "C++ compiler, and says so where there is none")
     add("--seed", type=number(int, at_least=0, below=2**63), default=0, help="of weights, split, order and toy world")
 
     add = parser.add_argument_group("what to keep").add_argument
@@ -117,6 +124,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     if args.bf16 and args.fp16:
         parser.error("choose one of --bf16 and --fp16")
     ranks = world()[1]
+    if args.tokens_per_batch and (args.gradient_accumulation_steps > 1 or not args.shared_prompts):
+        parser.error("--tokens-per-batch needs --shared-prompts, and no --gradient-accumulation-steps beside it")
     if args.batch_size % (args.gradient_accumulation_steps * ranks):
         parser.error(f"--batch-size {args.batch_size} is not a multiple of {args.gradient_accumulation_steps} "
                      f"--gradient-accumulation-steps x {ranks} processes")
@@ -178,6 +187,15 @@ def build_model(args, train_set: list, resume: Path | None) -> tuple[RewardModel
     return model, tokenizer
 
 
+def compile_or_say(model: RewardModel) -> None:
+    """--compile where that works; it needs a C++ compiler (CPU) or Triton (CUDA), which not every machine has."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(2, device=model.score.weight.device))
+        model.compile_layers()
+    except Exception as e:  # whatever is missing, and there are many ways
+        say(f"--compile: no working compiler here, going on without ({str(e).splitlines()[0]})")
+
+
 def make_optimizer(model: RewardModel, args) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) with weight decay on matrices only: a decayed norm or bias serves nothing."""
     # The head's bias cancels in every difference, so its Bradley-Terry gradient is rounding noise, which Adam would
@@ -186,7 +204,7 @@ def make_optimizer(model: RewardModel, args) -> torch.optim.AdamW:
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": args.weight_decay},
               {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=args.lr)
+    return torch.optim.AdamW(groups, lr=args.lr, fused=True)  # fused: one pass over memory instead of a dozen
 
 
 def learning_rate(step: int, total: int, args) -> float:
@@ -308,7 +326,7 @@ def load_checkpoint(folder: Path, model, optimizer, scaler) -> tuple[int, np.nda
     for full_name, value in tensors.items():
         key, name = full_name.split("/")
         p = parameters[name]
-        optimizer.state[p][key] = value if key == "step" else value.to(p.device)
+        optimizer.state[p][key] = value.to(p.device)
     scaler.load_state_dict(state["scaler"])
     return state["step"], np.array(state["since_log"])
 
@@ -342,8 +360,8 @@ def fingerprint(pairs) -> str:
 
 def options_that_decide(args) -> dict:
     """The options that decide what is learned. The others may differ between a run and its continuation."""
-    free = {"output", "resume", "data", "eval_data", "device", "gradient_accumulation_steps", "logging_steps",
-            "eval_steps", "save_steps", "save_total_limit"}
+    free = {"output", "resume", "data", "eval_data", "device", "gradient_accumulation_steps", "tokens_per_batch",
+            "shared_prompts", "compile", "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
     return {k: v for k, v in vars(args).items() if k not in free}
 
 
@@ -352,38 +370,36 @@ def options_that_decide(args) -> dict:
 LOGGED = ("loss", "accuracy", "mean_margin", "mean_reward", "mean_abs_reward")  # means over pairs; rewards in nats
 
 
-def accumulate_gradients(
-    model, pairs, micro_batches: list[np.ndarray], n: int, args, pad_id: int, scaler
-) -> torch.Tensor:
+def accumulate_gradients(model, batches: list, n: int, args, scaler, idle: bool = False) -> torch.Tensor:
     """Add the gradient of a step's mean loss to the parameters, one micro-batch after the other.
 
     Each pair weighs 1/n, whatever micro-batch and rank it is in, so that accumulation and ranks take the step of the
     big batch, ragged last step included. (The usual loss / accumulation_steps favours pairs of small micro-batches.)
 
-    Args:    model: a RewardModel or its DistributedDataParallel.  micro_batches: this rank's, arrays of pair
-             numbers.  n: pairs of the step over all ranks.
+    Args:    model: a RewardModel or its DistributedDataParallel.  batches: this rank's micro-batches, data.Batch.
+             n: pairs of the step over all ranks.  idle: the rank has no pairs, and joins in with weight 0.
     Returns: (6,) sums over this rank's pairs: what LOGGED names, and the number of pairs.
     """
-    device, ranks = next(model.parameters()).device, world()[1]
-    idle = not micro_batches  # an epoch's tail can be smaller than the ranks: join in with weight 0, or the others wait
+    device, ranks = batches[0].input_ids.device, world()[1]
     sums = torch.zeros(6, device=device, dtype=torch.float64)
-    for i, index in enumerate([np.array([0])] if idle else micro_batches):
-        input_ids, attention_mask, margin = (t.to(device) for t in collate(pairs, index, pad_id))
-        last = idle or i == len(micro_batches) - 1  # ranks exchange gradients once, in the last backward pass
-        with contextlib.nullcontext() if ranks == 1 or last else model.no_sync():
-            with torch.autocast(device.type, autocast_dtype(args), enabled=args.bf16 or args.fp16):
-                rewards = model(input_ids, attention_mask)  # (2B,)
-            r_chosen, r_rejected = rewards.chunk(2)  # (B,) each
-            centering = args.center_rewards_coefficient
-            loss = bradley_terry_loss(r_chosen, r_rejected, margin, args.label_smoothing, centering)
-            # DDP averages over ranks, hence the factor.
-            scaler.scale(loss * (0 if idle else len(index) * ranks / n)).backward()
-        if not idle:
-            with torch.no_grad():
-                accuracy, _ = pairwise_accuracy(r_chosen, r_rejected)
-                gap = (r_chosen - r_rejected).mean()
-                values = (loss, accuracy, gap, rewards.mean(), rewards.abs().mean(), torch.ones_like(loss))
-                sums += len(index) * torch.stack([v.double() for v in values])
+    # Autocast around all micro-batches: it keeps its low-precision copies of the weights until it ends.
+    with torch.autocast(device.type, autocast_dtype(args), enabled=args.bf16 or args.fp16):
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1  # ranks exchange gradients once, in the last backward pass
+            with contextlib.nullcontext() if ranks == 1 or last else model.no_sync():
+                rewards = model(batch.input_ids, batch.attention_mask, batch.trees)  # (2B,)
+                r_chosen, r_rejected = rewards.chunk(2)  # (B,) each
+                centering = args.center_rewards_coefficient
+                loss = bradley_terry_loss(r_chosen, r_rejected, batch.margin, args.label_smoothing, centering)
+                weight = 0 if idle else len(r_chosen) / n
+                with torch.autocast(device.type, enabled=False):  # backward runs in the types that forward chose
+                    scaler.scale(loss * weight * ranks).backward()  # DDP averages over ranks, hence the factor
+            if not idle:
+                with torch.no_grad():
+                    accuracy, _ = pairwise_accuracy(r_chosen, r_rejected)
+                    gap = (r_chosen - r_rejected).mean()
+                    values = (loss, accuracy, gap, rewards.mean(), rewards.abs().mean(), torch.ones_like(loss))
+                    sums += len(r_chosen) * torch.stack([v.double() for v in values])
     return sums
 
 
@@ -406,12 +422,21 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
             shutil.rmtree(later)
     parallel = torch.nn.parallel.DistributedDataParallel(model) if ranks > 1 else model
 
-    with stop_signals() as stop, metrics_log(output, start) as log, progress_bar(total, start) as bar:
-        began, pairs_done = time.perf_counter(), 0
+    def prepare(step):
+        """The batches of a step, on the device; in a thread, so that they are ready when the step before is done."""
+        mine, n = step_batches(pairs, step, args.batch_size, args.gradient_accumulation_steps, rank, ranks, args.seed,
+                               args.tokens_per_batch)
+        # An epoch's tail can be smaller than the ranks: one without pairs must join in, or the others wait forever.
+        idle, mine = not mine, mine or [np.array([0])]
+        return [collate(pairs, i, tokenizer.pad_id, args.shared_prompts).to(device) for i in mine], n, idle
+
+    with (stop_signals() as stop, metrics_log(output, start) as log, progress_bar(total, start) as bar,
+          ThreadPoolExecutor(max_workers=1) as thread):
+        began, pairs_done, upcoming = time.perf_counter(), 0, thread.submit(prepare, start)
         for step in range(start, total):
             # evaluate; before the step, so that a run resumed here evaluates too
             if step and step % eval_steps == 0:
-                result = report(score_pairs(model, held_out, tokenizer.pad_id, dtype=autocast_dtype(args)), held_out)
+                result = report(score_pairs(model, held_out, dtype=autocast_dtype(args)), held_out)
                 log(evaluation_line(step, result))
                 say(f"step {step}/{total}  held-out {headline(result)}")
 
@@ -421,13 +446,13 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
                 group["lr"] = lr
 
             # micro-batches
-            accumulation = args.gradient_accumulation_steps
-            micro_batches, n = step_batches(pairs, step, args.batch_size, accumulation, rank, ranks, args.seed)
-            sums = accumulate_gradients(parallel, pairs, micro_batches, n, args, tokenizer.pad_id, scaler)
+            batches, n, idle = upcoming.result()
+            upcoming = thread.submit(prepare, step + 1)
+            sums = accumulate_gradients(parallel, batches, n, args, scaler, idle)
 
             # clip, step
             scaler.unscale_(optimizer)
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm).item()
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -442,6 +467,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
                 raise DataError(f"step {done}: the loss is {sums[0]}; try a lower --lr, or --bf16 instead of --fp16")
             since_log += sums
             if done % args.logging_steps == 0 or done == total:
+                grad_norm = grad_norm.item()
                 means = dict(zip(LOGGED, (since_log / since_log[5]).tolist()))
                 elapsed = time.perf_counter() - began
                 log({"step": done, "epoch": done / per_epoch, **means, "lr": lr,
@@ -564,6 +590,10 @@ def run(args) -> int:
         check_same_run(resume, args, pairs)
     model.to(args.device)
     size = sum(p.numel() for p in model.parameters())
+    used = torch.from_numpy(np.unique(pairs.ids)).long().to(args.device)
+    model.model.embed_tokens = RowsInUse(model.model.embed_tokens, used)
+    if args.compile:
+        compile_or_say(model)
     head = "continued from a checkpoint" if resume else model.head_origin
     say(f"model: {size:,} parameters, vocabulary {model.config.vocab_size:,}, value head {head}; "
         f"reward read at {tokenizer.end_token!r}")
@@ -592,7 +622,7 @@ def run(args) -> int:
         return 130
     if world()[0] == 0:
         write_folder(output, lambda folder: save_model(folder, model, tokenizer, max_length))
-    result = report(score_pairs(model, held_out, tokenizer.pad_id), held_out)
+    result = report(score_pairs(model, held_out), held_out)
     if world()[0] == 0:
         with open(output / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(evaluation_line(steps, result)) + "\n")

@@ -143,7 +143,7 @@ def test_report_score_rank_and_the_model_itself_agree(run, tmp_path):
     model, tokenizer = RewardModel.from_pretrained(run).eval(), tiny_tokenizer(bos=True)
     _, rows = some_pairs(6)
     pairs, _ = encode_preferences([parse_preference(r) for r in rows], tokenizer, 256)
-    by_pairs = score_pairs(model, pairs, tokenizer.pad_id)
+    by_pairs = score_pairs(model, pairs)
     by_call = score(model, [{"prompt": r["prompt"], "response": r[s]} for r in rows for s in ("chosen", "rejected")])
     np.testing.assert_allclose(by_pairs.ravel(), by_call, atol=1e-5)
 
@@ -209,7 +209,7 @@ def test_candidates_are_ranked_under_the_same_prompt_even_where_it_is_shortened(
     assert audit["prompt_truncated"] == 1
     ranked = json.loads(out)
     rewards = dict(zip(ranked["responses"], ranked["rewards"]))
-    expected = score_pairs(RewardModel.from_pretrained(run).eval(), pairs, 0)[0]
+    expected = score_pairs(RewardModel.from_pretrained(run).eval(), pairs)[0]
     assert [rewards[r] for r in responses] == pytest.approx(expected.tolist(), abs=1e-5), err
 
 

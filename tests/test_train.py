@@ -17,7 +17,7 @@ from conftest import ROOT, save_run, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 import train_rm
-from data import encode_preferences, parse_preference, step_batches, toy_preferences
+from data import collate, encode_preferences, parse_preference, step_batches, toy_preferences
 from model import RewardModel
 
 SMALL = ["--hidden-size", 16, "--num-hidden-layers", 1, "--num-attention-heads", 2, "--vocab-size", 400]
@@ -67,7 +67,8 @@ def gradients(model, pairs, args, step):
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     runs, n = step_batches(pairs, step, args.batch_size, args.gradient_accumulation_steps, seed=args.seed)
     model.zero_grad()
-    sums = train_rm.accumulate_gradients(model, pairs, runs, n, args, 0, scaler)
+    batches = [collate(pairs, run, 0, args.shared_prompts) for run in runs]
+    sums = train_rm.accumulate_gradients(model, batches, n, args, scaler)
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, sums
 
 
