@@ -67,8 +67,7 @@ def score_groups(
     device, rewards, trees = next(model.parameters()).device, [np.zeros(0, dtype=np.float32)], []
     for group in groups:
         shared = common_prefix(group)
-        # A tree's attention costs (all its tokens)²: when the responses outgrow the prompt, another tree is cheaper.
-        for tree in _cut(group, max(1024, shared), lambda s: len(s) - shared):
+        for tree in _cut(group, tokens_per_batch - shared, lambda s: len(s) - shared):
             trees.append((tree, shared + sum(len(s) - shared for s in tree)))
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         for batch in _cut(trees, tokens_per_batch, lambda tree_and_tokens: tree_and_tokens[1]):
@@ -426,7 +425,8 @@ def main(argv: list[str] | None = None) -> int:
     common.add_argument("--max-length", type=number(int, above=0), metavar="TOKENS",
                         help="tokens per sequence (default: what the model was trained on)")
     common.add_argument("--tokens-per-batch", type=number(int, above=0), metavar="TOKENS", default=8192,
-                        help="tokens per forward pass, padding included (default: %(default)s)")
+                        help="tokens per forward pass: score counts padding, report and rank a prompt once for all its "
+                        "responses (default: %(default)s)")
     common.add_argument("--bf16", action="store_true", help="compute in bfloat16 autocast: faster on GPUs, less exact")
     common.add_argument("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
     p = commands.add_parser("report", parents=[common], help="evaluate on preference pairs")

@@ -13,6 +13,7 @@ that a checkpoint loads without a translation table and ours opens in transforme
 <Family>ForSequenceClassification with one label.
 
 Shapes: N sequences (2 per pair: all chosen, then all rejected)   T tokens, padded on the right   D hidden_size
+        (in the shared-prompt form, see "speed" below: one row of T tokens that holds all sequences)
         H query heads   K key/value heads   P head_dim   V vocab_size   I intermediate_size
 """
 import dataclasses
@@ -26,8 +27,10 @@ import torch.nn.functional as F
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
 SHARD_BYTES = 5 * 10**9  # larger checkpoints are split, as transformers does
+SMALL_TREE = 128  # tokens; up to here one call with a mask is faster than a call for each sequence
 
 
 class CheckpointError(ValueError):
@@ -106,7 +109,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention: H query heads share K key/value heads.  (N, T, D) -> (N, T, D)"""
+    """Causal grouped-query attention: H query heads share K key/value heads."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -120,8 +123,10 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
             self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, shared=None, last: Tensor | None = None) -> Tensor:
-        """x (N, T, D), rotary tables (T, P) each -> (N, T, D)"""
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, shared: "TreeAttention | None" = None, last: Tensor | None = None
+    ) -> Tensor:
+        """x (N, T, D), rotary tables (T, P) each -> (N, T, D); with `last`, of these tokens only: (1, len(last), D)"""
         N, T, _ = x.shape
         q = self.q_proj(x).view(N, T, -1, self.head_dim)  # (N, T, H, P)
         k = self.k_proj(x).view(N, T, -1, self.head_dim)  # (N, T, K, P)
@@ -156,7 +161,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then MLP, each on a normed copy and added back.  (N, T, D) -> (N, T, D)"""
+    """Attention, then MLP, each on a normed copy and added back."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -165,8 +170,10 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, shared=None, last: Tensor | None = None) -> Tensor:
-        """With `last`, only those tokens come out: (1, T, D) -> (1, len(last), D)"""
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, shared: "TreeAttention | None" = None, last: Tensor | None = None
+    ) -> Tensor:
+        """(N, T, D) -> (N, T, D); with `last`, of these tokens only: (1, T, D) -> (1, len(last), D)"""
         mixed = self.self_attn(cast_once(self.input_layernorm(x)), cos, sin, shared, last)
         x = mixed + (x if last is None else x.index_select(1, last))
         return x + self.mlp(cast_once(self.post_attention_layernorm(x)))
@@ -191,7 +198,6 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.flex = False  # see compile_layers
 
     def forward(self, input_ids: Tensor, trees=None) -> Tensor:
         """(N, T) -> (N, T, D); in the shared-prompt form (1, T) -> (1, N, D), the states of the N last tokens.
@@ -208,7 +214,7 @@ class Decoder(nn.Module):
                 x = layer(x, cos, sin)
         else:
             cos, sin = rotary_tables(self.config, trees.position_ids)
-            shared = TreeAttention(trees, flex=self.flex)
+            shared = TreeAttention(trees)
             for layer in self.layers[:-1]:
                 x = layer(x, cos, sin, shared)
             # Nobody reads the last layer's other states, so it computes only those. (Keys and values it needs of all.)
@@ -220,44 +226,42 @@ class Decoder(nn.Module):
 
 
 class TreeAttention:
-    """Attention in the shared-prompt form (data.pack): one row holds trees [prompt | response 1 | … | response K],
-    one behind the other. A token sees its own tree's prompt and its own response, up to itself, and nothing else:
+    """Attention in the shared-prompt form (data.pack): one row holds trees [prompt | rest 1 | … | rest K], one behind
+    the other. A token sees its own tree's prompt and its own rest, up to itself, and nothing else:
 
         mask[q, k] = k ≤ q and (branch[k] = 0 or branch[k] = branch[q])          branch 0 is the prompt
 
-    so that every response gets the attention it would get alone behind its prompt, and no gradient flows between two.
+    so that every sequence gets the attention it would get alone, and no gradient flows between two of them.
     """
 
-    def __init__(self, trees, flex: bool):
-        self.sizes, self.block_mask = trees.sizes, None
-        if flex:  # one kernel for all trees, which skips what the mask rules out; it needs a GPU and a compiler
-            from torch.nn.attention.flex_attention import create_block_mask
-
-            T, branch = len(trees.branch), trees.branch
-            tree = torch.repeat_interleave(torch.tensor(trees.sizes, device=branch.device), output_size=T)
-            self.block_mask = create_block_mask(
-                lambda b, h, q, k: (k <= q) & (tree[k] == tree[q]) & ((branch[k] == 0) | (branch[k] == branch[q])),
-                None, None, T, T, device=branch.device,
-            )
-        else:
-            self.masks = [torch.ones(len(b), len(b), dtype=torch.bool, device=b.device).tril()
-                          & ((b == 0) | (b == b[:, None])) for b in trees.branch.split(trees.sizes)]
+    def __init__(self, trees):
+        self.sizes, self.trees = [sum(parts) for parts in trees.parts], []
+        for parts, branch in zip(trees.parts, trees.branch.split(self.sizes)):
+            mask = None
+            if len(branch) <= SMALL_TREE:
+                causal = torch.ones(len(branch), len(branch), dtype=torch.bool, device=branch.device).tril()
+                mask = causal & ((branch == 0) | (branch == branch[:, None]))  # (queries, keys)
+            self.trees.append((parts, mask))
 
     @torch.compiler.disable  # the loop's sizes are new in every batch: compiled, it would be compiled again and again
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> Tensor:
         """q (1, H, T, P), k and v (1, K, T, P) -> (1, H, T, P)"""
-        if self.block_mask is not None:
-            return compiled_flex_attention()(q, k, v, block_mask=self.block_mask, enable_gqa=grouped)
-        each = zip(*(x.split(self.sizes, dim=2) for x in (q, k, v)), self.masks)
-        return torch.cat([F.scaled_dot_product_attention(*qkv, attn_mask=mask, enable_gqa=grouped)
-                          for *qkv, mask in each], dim=2)
-
-
-@functools.cache
-def compiled_flex_attention():
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=True)
+        sdpa, out = functools.partial(F.scaled_dot_product_attention, enable_gqa=grouped), []
+        for (parts, mask), *qkv in zip(self.trees, *(x.split(self.sizes, 2) for x in (q, k, v))):
+            if mask is not None:
+                out.append(sdpa(*qkv, attn_mask=mask))
+                continue
+            # A mask grows with the square of its tree, and what it rules out is computed all the same. So one by one:
+            # the prompt, then every rest, whose queries are the last rows of the triangle over prompt and rest.
+            (q_prompt, *q_rests), (k_prompt, *k_rests), (v_prompt, *v_rests) = (x.split(parts, 2) for x in qkv)
+            if parts[0]:
+                out.append(sdpa(q_prompt, k_prompt, v_prompt, is_causal=True))
+            for q_rest, k_rest, v_rest in zip(q_rests, k_rests, v_rests):
+                if q_rest.shape[2]:
+                    k_seen, v_seen = torch.cat((k_prompt, k_rest), 2), torch.cat((v_prompt, v_rest), 2)
+                    triangle = causal_lower_right(q_rest.shape[2], k_seen.shape[2])
+                    out.append(sdpa(q_rest, k_seen, v_seen, attn_mask=triangle))
+        return torch.cat(out, 2)
 
 
 class RowsInUse(nn.Module):
@@ -341,7 +345,6 @@ class RewardModel(nn.Module):
         """torch.compile, layer by layer: they share one compiled code, and no batch shape is compiled in."""
         for layer in self.model.layers:
             layer.compile(dynamic=True)
-        self.model.flex = self.score.weight.device.type == "cuda"
 
     @torch.no_grad()
     def init_head(self) -> None:

@@ -7,7 +7,7 @@
 
 One optimizer step, on --batch-size pairs (x, y_w, y_l) drawn without replacement:
 
-    r_w, r_l = rewards of chosen and rejected                            one forward pass (model.py)
+    r_w, r_l = rewards of chosen and rejected                            both in the same forward pass (model.py)
     θ ← AdamW(θ, ∇ mean −log σ(r_w − r_l))                               (loss.py; Ouyang et al. 2022, eq 1)
 
 --gradient-accumulation-steps and the number of processes share out those pairs; they do not change the step.
@@ -104,8 +104,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--bf16", action=flag, default=False, help="bfloat16 autocast, float32 weights")
     add("--fp16", action=flag, default=False, help="float16 autocast with loss scaling, float32 weights")
     add("--shared-prompts", action=flag, default=True, help="compute a pair's prompt once, and no padding: the same "
-        "rewards and gradients in less time; --no-shared-prompts for the plain form")
-    add("--compile", action=flag, default=False, help="torch.compile: faster steps after a slow first one; it needs a "
+        "rewards and gradients in less time; --no-shared-prompts trains in the plain form")
+    add("--compile", action=flag, default=False, help="torch.compile: faster steps after slow first ones; it needs a "
         "C++ compiler, and says so where there is none")
     add("--seed", type=number(int, at_least=0, below=2**63), default=0, help="of weights, split, order and toy world")
 
@@ -191,9 +191,10 @@ def compile_or_say(model: RewardModel) -> None:
     """--compile where that works; it needs a C++ compiler (CPU) or Triton (CUDA), which not every machine has."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(2, device=model.score.weight.device))
-        model.compile_layers()
     except Exception as e:  # whatever is missing, and there are many ways
-        say(f"--compile: no working compiler here, going on without ({str(e).splitlines()[0]})")
+        say(f"--compile: no working compiler here, going on without ({(str(e) or repr(e)).splitlines()[0]})")
+    else:
+        model.compile_layers()
 
 
 def make_optimizer(model: RewardModel, args) -> torch.optim.AdamW:
@@ -324,8 +325,10 @@ def load_checkpoint(folder: Path, model, optimizer, scaler) -> tuple[int, np.nda
     torch.set_rng_state(tensors.pop("random_state"))
     parameters = dict(model.named_parameters())
     for full_name, value in tensors.items():
-        key, name = full_name.split("/")
-        p = parameters[name]
+        key, _, name = full_name.partition("/")
+        p = parameters.get(name)
+        if p is None or (value.ndim and value.shape != p.shape):  # fused AdamW would take any shape, and misread it
+            raise DataError(f"{folder / 'optimizer.safetensors'}: {full_name} does not fit this model")
         optimizer.state[p][key] = value.to(p.device)
     scaler.load_state_dict(state["scaler"])
     return state["step"], np.array(state["since_log"])
@@ -359,7 +362,8 @@ def fingerprint(pairs) -> str:
 
 
 def options_that_decide(args) -> dict:
-    """The options that decide what is learned. The others may differ between a run and its continuation."""
+    """The options that decide what is learned. The others may differ between a run and its continuation (which is then
+    equal but for the order of floating-point sums)."""
     free = {"output", "resume", "data", "eval_data", "device", "gradient_accumulation_steps", "tokens_per_batch",
             "shared_prompts", "compile", "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
     return {k: v for k, v in vars(args).items() if k not in free}
@@ -420,12 +424,12 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
         for later in (p for p in checkpoints(output) if rank == 0 and step_of(p) > start):
             say(f"{later} lies ahead of that and will be written anew")
             shutil.rmtree(later)
-    parallel = torch.nn.parallel.DistributedDataParallel(model) if ranks > 1 else model
+    parallel = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if ranks > 1 else model
 
     def prepare(step):
         """The batches of a step, on the device; in a thread, so that they are ready when the step before is done."""
         mine, n = step_batches(pairs, step, args.batch_size, args.gradient_accumulation_steps, rank, ranks, args.seed,
-                               args.tokens_per_batch)
+                               args.tokens_per_batch, args.shared_prompts)
         # An epoch's tail can be smaller than the ranks: one without pairs must join in, or the others wait forever.
         idle, mine = not mine, mine or [np.array([0])]
         return [collate(pairs, i, tokenizer.pad_id, args.shared_prompts).to(device) for i in mine], n, idle
@@ -436,7 +440,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
         for step in range(start, total):
             # evaluate; before the step, so that a run resumed here evaluates too
             if step and step % eval_steps == 0:
-                result = report(score_pairs(model, held_out, dtype=autocast_dtype(args)), held_out)
+                result = evaluate(model, held_out, args, dtype=autocast_dtype(args))
                 log(evaluation_line(step, result))
                 say(f"step {step}/{total}  held-out {headline(result)}")
 
@@ -447,7 +451,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
 
             # micro-batches
             batches, n, idle = upcoming.result()
-            upcoming = thread.submit(prepare, step + 1)
+            upcoming = thread.submit(prepare, step + 1) if step + 1 < total else None
             sums = accumulate_gradients(parallel, batches, n, args, scaler, idle)
 
             # clip, step
@@ -492,6 +496,13 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
             if stopping:
                 return None
     return total
+
+
+def evaluate(model: RewardModel, held_out, args, **options) -> dict:
+    """The report on the held-out pairs. (Compiled layers would be compiled once more for it, which does not pay.)"""
+    with torch.compiler.set_stance("force_eager"):
+        rewards = score_pairs(model, held_out, tokens_per_batch=args.tokens_per_batch or 8192, **options)
+    return report(rewards, held_out)
 
 
 def evaluation_line(step: int, result: dict) -> dict:
@@ -622,7 +633,7 @@ def run(args) -> int:
         return 130
     if world()[0] == 0:
         write_folder(output, lambda folder: save_model(folder, model, tokenizer, max_length))
-    result = report(score_pairs(model, held_out), held_out)
+    result = evaluate(model, held_out, args)
     if world()[0] == 0:
         with open(output / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(evaluation_line(steps, result)) + "\n")
@@ -630,7 +641,8 @@ def run(args) -> int:
             file.write(json.dumps(result, indent=2) + "\n")
     say(f"\n{describe(result)}\n")
     if args.data is None:
-        summarise_toy(model, tokenizer, result, output)
+        with torch.compiler.set_stance("force_eager"):
+            summarise_toy(model, tokenizer, result, output)
     data = args.eval_data[0] if args.eval_data else output / "held_out.jsonl"
     say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
         f"  python eval.py report {output} --data {data}\n"

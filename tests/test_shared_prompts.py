@@ -7,15 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, tiny_model, tiny_tokenizer
-from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import eval as evaluation
 import model as model_file
 import train_rm
 from data import collate, encode_preferences, pack, pad_right, parse_preference, step_batches, toy_preferences
 from eval import score_groups, score_sequences
-from model import RowsInUse, TreeAttention
+from model import RowsInUse
 
+SMALL = ["--toy-pairs", "400", "--max-steps", "12", "--batch-size", "16", "--hidden-size", "16", "--vocab-size", "400",
+         "--logging-steps", "1", "--lr", "3e-3"]
 SETTINGS = [{}, {"num_key_value_heads": 4, "mlp_bias": True}, {"model_type": "qwen3"}, {"num_hidden_layers": 1}]
 
 
@@ -35,6 +37,11 @@ def random_groups(seed: int, most: int = 5) -> list[list[np.ndarray]]:
     return groups
 
 
+def step_losses(folder) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
 def plain_rewards(model, groups):
     return model(*pad_right([s for group in groups for s in group], 0))
 
@@ -44,9 +51,11 @@ def shared_rewards(model, groups):
     return model(input_ids, None, trees)
 
 
+@pytest.mark.parametrize("small_tree", [0, 128])  # every sequence by itself; each tree under one mask
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("seed", range(5))
-def test_shared_prompts_give_the_rewards_and_gradients_of_the_plain_form(seed, settings):
+def test_shared_prompts_give_the_rewards_and_gradients_of_the_plain_form(seed, settings, small_tree, monkeypatch):
+    monkeypatch.setattr(model_file, "SMALL_TREE", small_tree)
     model, groups = tiny_model(seed, **settings), random_groups(seed)
     results = []
     for rewards in (plain_rewards, shared_rewards):
@@ -66,10 +75,12 @@ def test_every_token_of_a_group_is_computed_once():
     assert input_ids.tolist() == [[5, 6, 7, 8, 9, 5, 6, 9]]
     assert trees.position_ids.tolist() == [0, 1, 2, 3, 2, 0, 1, 2]
     assert trees.branch.tolist() == [0, 0, 1, 1, 2, 0, 0, 0]
-    assert trees.last.tolist() == [3, 4, 1, 7] and trees.sizes == [5, 3] and trees.longest == 4
+    assert trees.last.tolist() == [3, 4, 1, 7] and trees.parts == [[2, 2, 1, 0], [3, 0]] and trees.longest == 4
 
 
-def test_no_gradient_flows_from_one_response_to_another():
+@pytest.mark.parametrize("small_tree", [0, 128])
+def test_no_gradient_flows_from_one_response_to_another(small_tree, monkeypatch):
+    monkeypatch.setattr(model_file, "SMALL_TREE", small_tree)
     model, (a, b) = tiny_model(), ([5, 6, 7, 20, 21, 22], [5, 6, 7, 30, 31])
     input_ids, trees = pack([[np.array(a), np.array(b)], [np.array([40, 41]), np.array([40, 42])]])
     embedded = model.model.embed_tokens(input_ids).detach().requires_grad_()
@@ -80,46 +91,79 @@ def test_no_gradient_flows_from_one_response_to_another():
         assert grad[0].abs().sum(-1).nonzero()[:, 0].tolist() == seen  # exactly zero elsewhere
 
 
-def test_rewards_do_not_depend_on_what_is_grouped_or_batched_together():
-    model = tiny_model()
-    groups = random_groups(7)
+def test_rewards_do_not_depend_on_what_is_grouped_or_batched_together(monkeypatch):
+    model, packed = tiny_model(), []
+    monkeypatch.setattr(evaluation, "pack", lambda groups: packed.append(groups) or pack(groups))
+    prompt = np.arange(20, 40)
+    groups = [*random_groups(7), [np.concatenate((prompt, np.full(5, 50 + i))) for i in range(60)]]
     sequences = [s for group in groups for s in group]
     plain = score_sequences(model, sequences, 0)
     one_by_one = np.array([shared_rewards(model, [[s]]).item() for s in sequences])
     np.testing.assert_allclose(one_by_one, plain, atol=1e-5)
-    for tokens_per_batch in (1, 30, 8192):
-        np.testing.assert_allclose(score_groups(model, groups, tokens_per_batch), plain, atol=1e-5)
-    many = [np.concatenate((sequences[0], np.full(40, 9 + i))) for i in range(60)]  # more than one tree's worth
-    np.testing.assert_allclose(score_groups(model, [many]), score_sequences(model, many, 0), atol=1e-5)
+    for limit in (1, 40, 100, 8192):
+        packed.clear()
+        np.testing.assert_allclose(score_groups(model, groups, limit), plain, atol=1e-5)
+        sizes = [pack(trees)[0].numel() for trees in packed]
+        assert all(size <= limit or (len(trees) == 1 and len(trees[0]) == 1) for size, trees in zip(sizes, packed))
+        assert (len(packed) == 1) == (limit == 8192)
 
 
-def test_the_block_mask_for_gpus_is_the_mask_of_the_loop():
-    _, trees = pack(random_groups(3))
-    T = len(trees.branch)
-    q, k, v = (torch.randn(1, heads, T, 6) for heads in (4, 2, 2))
-    flex = TreeAttention(trees, flex=True).block_mask
-    with torch.no_grad():
-        by_blocks = flex_attention(q, k, v, block_mask=flex, enable_gqa=True)
-        by_loop = TreeAttention(trees, flex=False).attend(q, k, v, grouped=True)
-    torch.testing.assert_close(by_blocks, by_loop, atol=1e-5, rtol=1e-5)
+def test_low_precision_scoring_is_near_float32_and_not_it():
+    model, groups = tiny_model(), random_groups(1)
+    exact, low = score_groups(model, groups), score_groups(model, groups, dtype=torch.bfloat16)
+    assert 0 < np.abs(low - exact).max() < 0.1
+    np.testing.assert_allclose(low, score_sequences(model, [s for g in groups for s in g], 0, dtype=torch.bfloat16), atol=0.05)
 
 
-def test_compiled_layers_give_the_same_rewards_and_are_not_compiled_for_every_shape(monkeypatch):
-    # "eager" traces and guards as the real compiler does, and generates no code: no C++ compiler is needed here.
+def test_an_empty_sequence_is_refused():
+    with pytest.raises(ValueError, match="empty sequence"):
+        pack([[np.array([5, 6])], [np.array([5]), np.array([], dtype=np.int32)]])
+
+
+def test_a_tree_may_be_longer_than_a_sliding_window_but_no_sequence():
+    window = tiny_model(model_type="mistral", sliding_window=8)
+    prompt = np.arange(20, 25)
+    fits = [np.concatenate((prompt, [30 + i, 40, 41])) for i in range(3)]
+    assert shared_rewards(window, [fits]).shape == (3,)  # 14 tokens in the row
+    with pytest.raises(ValueError, match="sliding_window"):
+        shared_rewards(window, [[*fits, np.arange(20, 29)]])
+
+
+# ---------------------------------------------------------------- torch.compile
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """torch.compile that traces and guards as the real one, but generates no code: it needs no C++ compiler."""
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **k: compile_module(self, backend="eager", **k))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
+    yield torch._dynamo.utils.counters["stats"]
+    torch._dynamo.reset()
+
+
+def test_compiled_layers_give_the_same_rewards_and_are_not_compiled_for_every_shape(traced):
     eager, compiled = tiny_model(num_hidden_layers=3), tiny_model(num_hidden_layers=3)
     compiled.compile_layers()
     graphs = []
-    for seed in range(8):
-        for rewards in (plain_rewards, shared_rewards):
-            torch.testing.assert_close(rewards(compiled, random_groups(seed)), rewards(eager, random_groups(seed)))
-        rewards(compiled, random_groups(seed)).sum().backward()
-        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert graphs[-1] == graphs[2] > 0  # after the first few shapes, nothing is compiled again
-    torch._dynamo.reset()
+    for seed in range(12):  # other trees, other sizes, another number of trees
+        groups = random_groups(seed)[: 2 + seed % 4]
+        rewards = shared_rewards(compiled, groups)
+        torch.testing.assert_close(rewards, shared_rewards(eager, groups))
+        rewards.sum().backward()
+        graphs.append(traced["unique_graphs"])
+    assert graphs[-1] == graphs[3] > 0
+
+
+def test_a_compiled_run_learns_the_same_and_evaluates_without_compiling(tmp_path, traced):
+    losses = []
+    for options in ([], ["--compile"]):
+        folder = tmp_path / str(len(losses))
+        assert train_rm.main([*SMALL, "--max-steps", "9", "--eval-steps", "3", *options, "--output", str(folder)]) == 0
+        losses.append(step_losses(folder))
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
+    assert 0 < traced["unique_graphs"] <= 8  # a layer has a few pieces, in training only, the last one its own
 
 
 def test_without_a_compiler_training_goes_on_and_says_so(tmp_path, monkeypatch, capsys):
@@ -127,8 +171,7 @@ def test_without_a_compiler_training_goes_on_and_says_so(tmp_path, monkeypatch, 
         raise RuntimeError("no C++ compiler\nlong story")
 
     monkeypatch.setattr(torch, "compile", broken)
-    small = ["--toy-pairs", "200", "--max-steps", "2", "--batch-size", "8", "--hidden-size", "16", "--vocab-size", "400"]
-    assert train_rm.main([*small, "--compile", "--output", str(tmp_path / "run")]) == 0
+    assert train_rm.main([*SMALL, "--max-steps", "2", "--compile", "--output", str(tmp_path / "run")]) == 0
     assert "no working compiler here, going on without (no C++ compiler)" in capsys.readouterr().out
 
 
@@ -139,17 +182,33 @@ def toy_pairs(n):
     return encode_preferences([parse_preference(r) for r in toy_preferences(n, 0)], tiny_tokenizer(), 256)[0]
 
 
-@pytest.mark.parametrize("form", [[], ["--no-shared-prompts"], ["--tokens-per-batch", "300"], ["--gradient-accumulation-steps", "4"]])
-def test_every_form_takes_the_same_steps(tmp_path, form):
-    settings = ["--toy-pairs", "400", "--max-steps", "12", "--batch-size", "16", "--hidden-size", "16", "--vocab-size",
-                "400", "--logging-steps", "1", "--lr", "3e-3"]
-    losses = []
-    for name, options in (("plain", ["--no-shared-prompts"]), ("form", form)):
-        assert train_rm.main([*settings, *options, "--output", str(tmp_path / name)]) == 0
-        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        losses.append([line["loss"] for line in lines if "loss" in line])
-    assert len(losses[0]) == 12 and losses[0][-1] < losses[0][0]
-    np.testing.assert_allclose(losses[1], losses[0], atol=1e-4)
+@pytest.mark.parametrize("form, shared, batches", [
+    ([], True, 1), (["--tokens-per-batch", "400"], True, None), (["--gradient-accumulation-steps", "4"], True, 4),
+    (["--no-shared-prompts", "--gradient-accumulation-steps", "4"], False, 4),
+])
+def test_every_form_takes_the_same_steps(tmp_path, form, shared, batches, monkeypatch):
+    assert train_rm.main([*SMALL, "--no-shared-prompts", "--output", str(tmp_path / "plain")]) == 0
+    seen, step = [], train_rm.accumulate_gradients
+    monkeypatch.setattr(train_rm, "accumulate_gradients", lambda m, b, *rest: seen.append((m, b)) or step(m, b, *rest))
+    assert train_rm.main([*SMALL, *form, "--output", str(tmp_path / "form")]) == 0
+    plain, losses = step_losses(tmp_path / "plain"), step_losses(tmp_path / "form")
+    assert len(plain) == len(seen) == 12 and plain[-1] < plain[0]
+    np.testing.assert_allclose(losses, plain, atol=1e-4)
+    # The form that was asked for is the one that ran.
+    for trained, micro_batches in seen:
+        assert isinstance(trained.model.embed_tokens, RowsInUse)
+        assert all((b.trees is not None) == shared == (b.attention_mask is None) for b in micro_batches)
+        assert batches is None or len(micro_batches) == batches
+        assert batches or (len(micro_batches) > 1 and all(b.input_ids.numel() <= 400 for b in micro_batches))
+
+
+def test_plain_micro_batches_hold_pairs_of_similar_length_and_shared_ones_the_same_work():
+    pairs = toy_pairs(64)
+    tokens = pairs.offsets[2::2] - pairs.offsets[:-1:2] - pairs.prompt_tokens
+    dealt = [tokens[hand].sum() for hand in step_batches(pairs, 0, 64, 4)[0]]
+    runs = [tokens[run] for run in step_batches(pairs, 0, 64, 4, shared_prompts=False)[0]]
+    assert max(dealt) - min(dealt) < 0.1 * max(dealt)
+    assert all(shorter.max() <= longer.min() for longer, shorter in zip(runs, runs[1:]))
 
 
 @pytest.mark.parametrize("ranks, limit", [(1, 150), (2, 150), (2, 10), (1, 10**6)])
@@ -164,7 +223,9 @@ def test_micro_batches_hold_the_tokens_asked_for_or_one_pair(ranks, limit):
         assert sorted(i for hands, _ in shares for hand in hands for i in hand) == sorted(whole)
 
 
-def test_weights_are_cast_once_a_step_not_once_a_micro_batch():
+def test_weights_are_cast_once_a_step_not_once_a_micro_batch(monkeypatch):
+    monkeypatch.setattr(model_file, "SMALL_TREE", 1000)  # torch's causal_lower_right cannot be watched in this way
+
     class Count(TorchDispatchMode):
         casts = 0
 
@@ -180,6 +241,20 @@ def test_weights_are_cast_once_a_step_not_once_a_micro_batch():
     with Count() as count:
         train_rm.accumulate_gradients(model, batches, 16, args, torch.amp.GradScaler("cpu", enabled=False))
     assert count.casts == 1 and model.model.layers[0].mlp.up_proj.weight.grad.dtype == torch.float32
+    head = model.score.weight.grad  # computed in float32, backward too
+    assert not torch.equal(head, head.bfloat16().float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_input_of_several_linears_is_cast_once(dtype):
+    model, kinds = tiny_model(), []
+    for linear in (model.model.layers[0].self_attn.k_proj, model.model.layers[1].mlp.gate_proj):
+        linear.register_forward_pre_hook(lambda module, inputs: kinds.append(inputs[0].dtype))
+    with torch.autocast("cpu", dtype):
+        shared_rewards(model, random_groups(0))
+    assert kinds == [dtype, dtype]
+    shared_rewards(model, random_groups(0))
+    assert kinds[2:] == [torch.float32, torch.float32]
 
 
 # ---------------------------------------------------------------- the embedding's rows

@@ -309,6 +309,19 @@ def test_data_named_twice_is_all_used(tmp_path):
     assert status == 0 and audit["train"]["read"] + audit["held out"]["read"] == 40, err
 
 
+def test_optimizer_state_of_another_shape_is_refused(tmp_path):
+    # The fused AdamW does not look at shapes: moments of other rows would be taken for these.
+    small = [*SMALL, "--toy-pairs", 200, "--max-steps", 5, "--save-steps", 2, "--output", tmp_path / "run"]
+    assert command(*small)[0] == 0
+    (checkpoint,) = train_rm.checkpoints(tmp_path / "run")
+    tensors = load_file(checkpoint / "optimizer.safetensors")
+    tensors["exp_avg/model.embed_tokens.weight"] = torch.zeros(5000, 16)
+    save_file(tensors, checkpoint / "optimizer.safetensors")
+    (tmp_path / "run" / "report.json").unlink()
+    status, _, err = command(*small, "--resume")
+    assert status == 2 and "exp_avg/model.embed_tokens.weight does not fit this model" in err
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     args = [*SMALL, "--toy-pairs", 300, "--max-steps", 4, "--save-steps", 2, "--output", tmp_path / "run"]
     assert command(*args)[0] == 0
