@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 SHARD_BYTES = 5 * 10**9  # larger checkpoints are split, as transformers does
 SMALL_TREE = 128  # tokens; up to here one call with a mask is faster than a call for each sequence
@@ -243,7 +242,6 @@ class TreeAttention:
                 mask = causal & ((branch == 0) | (branch == branch[:, None]))  # (queries, keys)
             self.trees.append((parts, mask))
 
-    @torch.compiler.disable  # the loop's sizes are new in every batch: compiled, it would be compiled again and again
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> Tensor:
         """q (1, H, T, P), k and v (1, K, T, P) -> (1, H, T, P)"""
         sdpa, out = functools.partial(F.scaled_dot_product_attention, enable_gqa=grouped), []
@@ -259,9 +257,15 @@ class TreeAttention:
             for q_rest, k_rest, v_rest in zip(q_rests, k_rests, v_rests):
                 if q_rest.shape[2]:
                     k_seen, v_seen = torch.cat((k_prompt, k_rest), 2), torch.cat((v_prompt, v_rest), 2)
-                    triangle = causal_lower_right(q_rest.shape[2], k_seen.shape[2])
-                    out.append(sdpa(q_rest, k_seen, v_seen, attn_mask=triangle))
+                    out.append(sdpa(q_rest, k_seen, v_seen, attn_mask=last_rows(q_rest.shape[2], k_seen.shape[2])))
         return torch.cat(out, 2)
+
+
+def last_rows(queries: int, keys: int):
+    """The causal mask of queries that are the last ones of so many tokens. On GPUs it is a flag of the fast kernels."""
+    from torch.nn.attention.bias import causal_lower_right  # here, because importing it takes a second
+
+    return causal_lower_right(queries, keys)
 
 
 class RowsInUse(nn.Module):
@@ -343,6 +347,8 @@ class RewardModel(nn.Module):
 
     def compile_layers(self) -> None:
         """torch.compile, layer by layer: they share one compiled code, and no batch shape is compiled in."""
+        # Not the loop over trees: its sizes are new in every batch, and it would be compiled again and again.
+        TreeAttention.attend = torch.compiler.disable(TreeAttention.attend)
         for layer in self.model.layers:
             layer.compile(dynamic=True)
 

@@ -498,9 +498,14 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
     return total
 
 
+def not_compiled(args):
+    """Compiled layers would be compiled once more for evaluation, which does not pay."""
+    return torch.compiler.set_stance("force_eager") if args.compile else contextlib.nullcontext()
+
+
 def evaluate(model: RewardModel, held_out, args, **options) -> dict:
-    """The report on the held-out pairs. (Compiled layers would be compiled once more for it, which does not pay.)"""
-    with torch.compiler.set_stance("force_eager"):
+    """The report on the held-out pairs."""
+    with not_compiled(args):
         rewards = score_pairs(model, held_out, tokens_per_batch=args.tokens_per_batch or 8192, **options)
     return report(rewards, held_out)
 
@@ -641,7 +646,7 @@ def run(args) -> int:
             file.write(json.dumps(result, indent=2) + "\n")
     say(f"\n{describe(result)}\n")
     if args.data is None:
-        with torch.compiler.set_stance("force_eager"):
+        with not_compiled(args):
             summarise_toy(model, tokenizer, result, output)
     data = args.eval_data[0] if args.eval_data else output / "held_out.jsonl"
     say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"

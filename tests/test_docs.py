@@ -50,15 +50,17 @@ def test_every_option_the_readme_and_docstrings_name_exists():
     for command in ("report", "score", "rank"):
         known |= set(re.findall(r"--[a-z][a-z0-9-]+", help_text(lambda argv: evaluation.main([command, *argv]))))
     known |= {"--nproc-per-node", "--tables", "--index-url", "--help"}
+    known |= {"--trl", "--llamafactory", "--transformers", "--shape", "--dtype", "--data", "--device"}  # benchmarks/speed.py
     for text in (README, *(f.__doc__ for f in FILES.values())):
         assert set(re.findall(r"--[a-z][a-z0-9-]+", text)) <= known
 
 
-def test_the_readmes_tables_are_those_of_the_result_files():
-    spec = importlib.util.spec_from_file_location("run", ROOT / "benchmarks" / "run.py")
-    run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run)
-    for table in run.tables().values():
+@pytest.mark.parametrize("script", ["run", "speed"])
+def test_the_readmes_tables_are_those_of_the_result_files(script):
+    spec = importlib.util.spec_from_file_location(script, ROOT / "benchmarks" / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for table in module.tables().values():
         assert table in README
 
 
