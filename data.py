@@ -603,6 +603,8 @@ class Trees(NamedTuple):
 
 
 class Batch(NamedTuple):
+    """B pairs as the model takes them, padded on the right or, with trees, in one row."""
+
     input_ids: Tensor  # (2B, T): rows 0 … B−1 chosen, B … 2B−1 rejected; or (1, T) with trees
     attention_mask: Tensor | None  # (2B, T)
     trees: Trees | None  # its `last`: 0 … B−1 chosen, B … 2B−1 rejected
