@@ -371,7 +371,7 @@ class Tokenizer:
 
         if self._template is None:
             env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-                trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+                trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_tag()]
             )
             env.filters["tojson"] = lambda value, **style: json.dumps(value, **{"ensure_ascii": False} | style)
             env.globals |= {"raise_exception": _raise_template_error, "strftime_now": _strftime_now}
@@ -442,6 +442,20 @@ def _raise_template_error(message: str):
     import jinja2
 
     raise jinja2.TemplateError(message)
+
+
+def _generation_tag():
+    """{% generation %} … {% endgeneration %} marks what the assistant says, for others' loss masks: it is just text."""
+    import jinja2.ext
+
+    class Generation(jinja2.ext.Extension):
+        tags = {"generation"}
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    return Generation
 
 
 def _strftime_now(fmt: str) -> str:

@@ -116,7 +116,7 @@ def usable_length(model: RewardModel, tokenizer: Tokenizer, asked: int | None) -
 
     Raises: DataError where more is asked for than the model takes.
     """
-    limit = min(model.config.max_position_embeddings, model.config.sliding_window or math.inf)
+    limit = model.config.max_position_embeddings
     if asked and asked > limit:
         raise DataError(f"--max-length {asked} is more than the {limit} tokens this model takes")
     return asked or min(limit, tokenizer.max_length)

@@ -50,9 +50,11 @@ class Config:
     head_dim: int
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: dict | None  # None, or the llama3 rule's five numbers
+    rope_type: str  # default, linear, dynamic, llama3 or yarn, see rotary_tables
+    rope_scaling: dict  # the numbers of that rule
     max_position_embeddings: int
-    sliding_window: int | None  # None where no layer uses one
+    windows: list[int | None]  # of each layer: how many tokens a token sees, itself included; None: all before it
+    uses_rope: list[bool]  # of each layer
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
@@ -82,23 +84,32 @@ class RMSNorm(nn.Module):
 def rotary_tables(config: Config, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin of position · frequency, (T, P) each, in float32: in bfloat16 position 257 would be 256.
 
-    Frequencies are θ^(−2i/P), i = 0 … P/2−1 (Su et al. 2021, eq 15). Llama 3 slows the low ones by `factor`, keeps
-    the high ones and blends in between, by wavelength (as in Meta's `apply_scaling`).
+    Frequencies are θ^(−2i/P), i = 0 … P/2−1 (Su et al. 2021, eq 15). To take longer texts than those it was trained
+    on, a model may slow them down, by `factor` s: all of them (linear; Chen et al. 2023), or only those that do not
+    turn once in the old context, with a blend in between: by wavelength (llama3, Meta's `apply_scaling`), or by index
+    and with cos and sin scaled up a little (yarn; Peng et al. 2023, §3.2 and 3.4). "dynamic" starts to slow beyond
+    max_position_embeddings, by the longest text of a batch; no text goes there, so here it is the default rule.
     """
-    exponents = torch.arange(0, config.head_dim, 2, device=position_ids.device).float() / config.head_dim  # (P/2,)
+    P, s, scale = config.head_dim, config.rope_scaling, 1.0
+    exponents = torch.arange(0, P, 2, device=position_ids.device).float() / P  # (P/2,)
     inv_freq = config.rope_theta**-exponents  # (P/2,)
-    if config.rope_scaling:
-        s = config.rope_scaling
-        wavelength = 2 * math.pi / inv_freq
-        # 0 where the wave is longer than the old context / low_freq_factor, 1 where shorter than … / high_freq_factor
-        keep = (s["original_max_position_embeddings"] / wavelength - s["low_freq_factor"]) / (
-            s["high_freq_factor"] - s["low_freq_factor"]
-        )
-        keep = keep.clamp(0, 1)
-        inv_freq = keep * inv_freq + (1 - keep) * inv_freq / s["factor"]
+    keep = torch.ones_like(inv_freq)  # share of a frequency that is kept; the rest of it is divided by s
+    if config.rope_type == "linear":
+        keep = torch.zeros_like(inv_freq)
+    elif config.rope_type == "llama3":
+        turns = s["original_max_position_embeddings"] * inv_freq / (2 * math.pi)  # in the old context
+        keep = (turns - s["low_freq_factor"]) / (s["high_freq_factor"] - s["low_freq_factor"])
+    elif config.rope_type == "yarn":
+        index = lambda turns: (P * math.log(s["original_max_position_embeddings"] / (turns * 2 * math.pi))
+                               / (2 * math.log(config.rope_theta)))  # of the frequency that turns so often
+        low, high = max(math.floor(index(s["beta_fast"])), 0), min(math.ceil(index(s["beta_slow"])), P - 1)
+        keep = 1 - (torch.arange(P // 2, device=position_ids.device) - low) / max(high - low, 0.001)
+        scale = s["attention_factor"]
+    keep = keep.clamp(0, 1)
+    inv_freq = keep * inv_freq + (1 - keep) * inv_freq / s.get("factor", 1)
     angles = position_ids.float()[:, None] * inv_freq  # (T, P/2)
     angles = torch.cat((angles, angles), dim=-1)  # (T, P)
-    return angles.cos(), angles.sin()
+    return angles.cos() * scale, angles.sin() * scale
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -110,9 +121,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Causal grouped-query attention: H query heads share K key/value heads."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, layer: int):
         super().__init__()
         c = config
+        self.window, self.uses_rope = c.windows[layer], c.uses_rope[layer]
         self.head_dim = c.head_dim
         self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.qkv_bias)
         self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
@@ -133,14 +145,18 @@ class Attention(nn.Module):
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (N, H or K, T, P)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if self.uses_rope:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         # No padding mask: pads sit on the right, and a causal token never looks right. What the pads themselves
         # compute is never read. So is_causal alone is exact, and it selects the fastest kernel there is.
         grouped = q.shape[1] != k.shape[1]
-        if shared is None:
+        if shared is not None:
+            out = shared.attend(q, k, v, grouped, self.window)  # (1, H, T, P)
+        elif self.window is None or T <= self.window:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)  # (N, H, T, P)
         else:
-            out = shared.attend(q, k, v, grouped)  # (1, H, T, P)
+            near = torch.ones(T, T, dtype=torch.bool, device=x.device).tril().triu(1 - self.window)  # (queries, keys)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=near, enable_gqa=grouped)
         out = out.transpose(1, 2).reshape(N, T, -1)  # (N, T, H·P)
         return self.o_proj(out if last is None else out.index_select(1, last))  # (N, T, D)
 
@@ -162,10 +178,10 @@ class MLP(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention, then MLP, each on a normed copy and added back."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, layer: int):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
@@ -195,20 +211,14 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, input_ids: Tensor, trees=None) -> Tensor:
-        """(N, T) -> (N, T, D); in the shared-prompt form (1, T) -> (1, N, D), the states of the N last tokens.
-
-        Raises: ValueError where a sequence is beyond a sliding window.
-        """
-        T, window = input_ids.shape[1] if trees is None else trees.longest, self.config.sliding_window
-        if window is not None and T > window:
-            raise ValueError(f"{T} tokens are more than the sliding_window of {window}, which is not supported")
+        """(N, T) -> (N, T, D); in the shared-prompt form (1, T) -> (1, N, D), the states of the N last tokens."""
         x = self.embed_tokens(input_ids)  # (N, T, D)
         if trees is None:
-            cos, sin = rotary_tables(self.config, torch.arange(T, device=x.device))
+            cos, sin = rotary_tables(self.config, torch.arange(x.shape[1], device=x.device))
             for layer in self.layers:
                 x = layer(x, cos, sin)
         else:
@@ -234,18 +244,28 @@ class TreeAttention:
     """
 
     def __init__(self, trees):
-        self.sizes, self.trees = [sum(parts) for parts in trees.parts], []
-        for parts, branch in zip(trees.parts, trees.branch.split(self.sizes)):
-            mask = None
-            if len(branch) <= SMALL_TREE:
-                causal = torch.ones(len(branch), len(branch), dtype=torch.bool, device=branch.device).tril()
-                mask = causal & ((branch == 0) | (branch == branch[:, None]))  # (queries, keys)
-            self.trees.append((parts, mask))
+        self.sizes, self.trees, self.made = [sum(parts) for parts in trees.parts], trees, {}
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> Tensor:
+    def masks(self, window: int | None) -> list[Tensor | None]:
+        """For every tree what its queries see, (queries, keys), or None where it is better to go without a mask."""
+        slides = window is not None and window < self.trees.longest
+        if slides not in self.made:  # once for all layers
+            self.made[slides] = []
+            for branch, position in zip(self.trees.branch.split(self.sizes), self.trees.position_ids.split(self.sizes)):
+                mask, S = None, len(branch)
+                if S <= SMALL_TREE or slides:
+                    mask = torch.ones(S, S, dtype=torch.bool, device=branch.device).tril()
+                    mask = mask & ((branch == 0) | (branch == branch[:, None]))
+                if slides:
+                    mask = mask & (position[:, None] - position < window)
+                self.made[slides].append(mask)
+        return self.made[slides]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, grouped: bool, window: int | None) -> Tensor:
         """q (1, H, T, P), k and v (1, K, T, P) -> (1, H, T, P)"""
         sdpa, out = functools.partial(F.scaled_dot_product_attention, enable_gqa=grouped), []
-        for (parts, mask), *qkv in zip(self.trees, *(x.split(self.sizes, 2) for x in (q, k, v))):
+        each = zip(self.trees.parts, self.masks(window), *(x.split(self.sizes, 2) for x in (q, k, v)))
+        for parts, mask, *qkv in each:
             if mask is not None:
                 out.append(sdpa(*qkv, attn_mask=mask))
                 continue
@@ -331,7 +351,7 @@ class RewardModel(nn.Module):
         Args:    input_ids, attention_mask: (N, T) integers; what input_ids holds behind the mask does not matter.
                  Shared-prompt form: input_ids (1, T), attention_mask None.
         Returns: (N,) float32.
-        Raises:  ValueError on a mask that is not ones-then-zeros, or a sequence beyond a sliding window.
+        Raises:  ValueError on a mask that is not ones-then-zeros.
         """
         if trees is not None:
             last_hidden = self.model(input_ids, trees).squeeze(0)  # (N, D)
@@ -455,8 +475,18 @@ FAMILIES = {
     "mistral": dict(window="sliding_window"),
     "qwen2":   dict(qkv_bias=True, window="use_sliding_window"),  # Qwen2.5 too
     "qwen3":   dict(qkv_bias="attention_bias", o_bias="attention_bias", qk_norm=True, window="use_sliding_window"),
+    "smollm3": dict(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias", window="use_sliding_window"),
 }
-CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}  # as transformers names them
+CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3"}  # in HF
+# What each rope rule needs to know, with transformers' defaults; None: it has to be there.
+ROPE_RULES = {
+    "default": {},
+    "linear": {"factor": None},
+    "dynamic": {"factor": None},
+    "llama3": dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")),
+    "yarn": {"factor": None, "original_max_position_embeddings": None, "beta_fast": 32, "beta_slow": 1,
+             "attention_factor": 0},  # 0: from the factor, below
+}
 
 
 def read_config(raw: dict, where: str = "config.json") -> Config:
@@ -502,36 +532,59 @@ def read_config(raw: dict, where: str = "config.json") -> Config:
     theta, turned = need("rope_theta", float, rope), rope.pop("partial_rotary_factor")
     kind = rope.get("rope_type", rope.get("type", "default"))
     rope = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type", "type")}
-    rule = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
     if turned not in (None, 1):
         refuse(f"partial_rotary_factor {turned!r} is not supported, only 1")
-    if not (kind == "default" and not rope) and not (kind == "llama3" and set(rope) == rule):
-        refuse(f"rope type {kind!r} with {sorted(rope)} is not supported (default; llama3 with {sorted(rule)})")
-    for key in rope:
-        need(key, float, rope)
+    if not isinstance(kind, str) or kind not in ROPE_RULES or rope.keys() - ROPE_RULES[kind].keys():
+        refuse(f"rope type {kind!r} with {sorted(rope)} is not supported: {', '.join(ROPE_RULES)}, and only what they need")
+    if kind == "yarn":  # some leave it to max_position_embeddings, which is then the old context
+        rope.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
+    defaults = {key: value for key, value in ROPE_RULES[kind].items() if value is not None}
+    given = {key: value for key, value in rope.items() if value is not None}
+    rope = defaults | {key: need(key, float, given) for key in ROPE_RULES[kind] if key in given or key not in defaults}
+    if kind == "yarn" and not rope["attention_factor"]:
+        rope["attention_factor"] = 0.1 * math.log(max(rope["factor"], 1)) + 1
 
     # A rule is yes, no, or the key that says which.
     rules = {name: bool(raw.get(rule)) if isinstance(rule, str) else rule for name, rule in FAMILIES[family].items()}
-    slides = rules.pop("window", False)
+    slides, layers = rules.pop("window", False), need("num_hidden_layers")
+    uses_rope = [True] * layers
+    if family == "smollm3":  # every fourth layer goes without positions
+        interval = need("no_rope_layer_interval") if raw.get("no_rope_layer_interval") is not None else 4
+        uses_rope = raw.get("no_rope_layers") or [(i + 1) % interval != 0 for i in range(layers)]
+        if not isinstance(uses_rope, list) or len(uses_rope) != layers:
+            refuse(f"no_rope_layers {uses_rope!r} is not a list of one number for each of {layers} layers")
+    window = need("sliding_window") if slides and raw.get("sliding_window") is not None else None
+    windows = [window] * layers
+    if family == "smollm3":  # it slides where there are no positions
+        windows = [None if rope else window for rope in uses_rope]
+    elif family.startswith("qwen") and window and "layer_types" not in raw:  # its first layers see everything
+        first = 0 if raw.get("max_window_layers") == 0 else need("max_window_layers")
+        windows = [window if i >= first else None for i in range(layers)]
     if (layer_types := raw.get("layer_types")) is not None:
-        kinds = ("full_attention", "sliding_attention")
-        if not isinstance(layer_types, list) or not all(t in kinds for t in layer_types):
-            refuse(f"layer_types {layer_types!r} are not supported, only {kinds}")
-        slides = "sliding_attention" in layer_types
+        kinds = {"full_attention": None, "sliding_attention": window}
+        if not isinstance(layer_types, list) or not all(isinstance(t, str) and t in kinds for t in layer_types):
+            refuse(f"layer_types {layer_types!r} are not supported, only {', '.join(kinds)}")
+        if window is None and "sliding_attention" in layer_types:
+            refuse("layer_types name sliding_attention, but no sliding_window is in use; refusing to guess")
+        if len(layer_types) != layers:
+            refuse(f"layer_types are not one for each of {layers} layers")
+        windows = [kinds[t] for t in layer_types]
     return Config(
         model_type=family,
         vocab_size=need("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=need("intermediate_size"),
-        num_hidden_layers=need("num_hidden_layers"),
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         rms_norm_eps=need("rms_norm_eps", float),
         rope_theta=theta,
-        rope_scaling=rope or None,
+        rope_type=kind,
+        rope_scaling=rope,
         max_position_embeddings=need("max_position_embeddings"),
-        sliding_window=need("sliding_window") if slides else None,
+        windows=windows,
+        uses_rope=list(map(bool, uses_rope)),
         initializer_range=raw.get("initializer_range", 0.02),
         raw=raw,
         **rules,

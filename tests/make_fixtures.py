@@ -16,6 +16,7 @@ SMALL = dict(vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_lay
              num_labels=1, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=16)
+YARN = dict(rope_type="yarn", rope_theta=1000.0, factor=4.0, original_max_position_embeddings=16)
 CASES = {
     # grouped heads, head_dim other than hidden_size / heads, tied embeddings, llama3 rope, several files
     "llama": (dict(num_attention_heads=4, num_key_value_heads=2, head_dim=10, tie_word_embeddings=True,
@@ -25,6 +26,23 @@ CASES = {
     "mistral": (dict(num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=None), "1GB"),
     "qwen2": (dict(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True), "1GB"),  # bias on q, k, v only
     "qwen3": (dict(num_attention_heads=4, num_key_value_heads=2, head_dim=12), "1GB"),  # norms on queries and keys
+    # sliding windows shorter than the texts: in all layers; behind the first; by layer_types
+    "mistral-window": (dict(num_attention_heads=4, num_key_value_heads=2, sliding_window=7), "1GB"),
+    "qwen2-window": (dict(num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=3, use_sliding_window=True,
+                          sliding_window=5, max_window_layers=1), "1GB"),
+    "qwen3-window": (dict(num_attention_heads=4, num_key_value_heads=2, head_dim=12, use_sliding_window=True,
+                          sliding_window=9, layer_types=["sliding_attention", "full_attention"]), "1GB"),
+    # layers without positions; those slide
+    "smollm3": (dict(num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=4, no_rope_layer_interval=2,
+                     use_sliding_window=True, sliding_window=6), "1GB"),
+    # the other rope rules
+    "llama-linear": (dict(num_attention_heads=2, rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=4.0)),
+                     "1GB"),
+    "llama-dynamic": (dict(num_attention_heads=2, rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=2.0)),
+                      "1GB"),
+    "llama-yarn": (dict(num_attention_heads=2, rope_parameters=YARN), "1GB"),
+    "qwen2-yarn": (dict(num_attention_heads=2, num_key_value_heads=1, rope_parameters=YARN | dict(
+        beta_fast=16.0, beta_slow=2.0, attention_factor=0.8)), "1GB"),
 }
 # Chat templates as their authors publish them, short enough to stand here; the goldens are transformers' rendering.
 TEMPLATES = {
@@ -46,7 +64,7 @@ def main() -> None:
     for name, (settings, shard) in CASES.items():
         folder = HERE / name
         shutil.rmtree(folder, ignore_errors=True)
-        config = transformers.AutoConfig.for_model(name.split("-")[0], **SMALL, **settings)
+        config = transformers.AutoConfig.for_model(name.split("-")[0], **(SMALL | settings))
         model = transformers.AutoModelForSequenceClassification.from_config(config).eval().float()
         for parameter in model.parameters():  # biases and norms too, and large enough that a mistake shows
             torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1) * 0.5, std=0.3)

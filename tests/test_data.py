@@ -455,6 +455,15 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert len({tuple(epoch_order(50, seed, epoch).tolist()) for seed in (0, 1) for epoch in (0, 1)}) == 4
 
 
+def test_generation_tags_leave_the_text_as_it_is():
+    body = "{% for m in messages %}{% if m.role == 'assistant' %}@{{ m.content }}</s>#{% else %}[{{ m.content }}]{% endif %}{% endfor %}"
+    marked = tiny_tokenizer(body.replace("@", "{% generation %}").replace("#", "{% endgeneration %}"))
+    plain = tiny_tokenizer(body.replace("@", "").replace("#", ""))
+    dialogue = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert marked.render(dialogue) == plain.render(dialogue) == "[a]b</s>"
+    assert marked.end_token == "</s>"
+
+
 # ---------------------------------------------------------------- real data and real tokenizers
 
 

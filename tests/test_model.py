@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import TINY, save_run, tiny_model, tiny_tokenizer
+from conftest import SHARED, TINY, needs_shared, save_run, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 from data import pad_right
@@ -272,7 +272,7 @@ def test_pickled_weights_are_never_read(tmp_path):
     ({"model_type": None}, "model_type None"),
     ({"rope_theta": None}, "no rope_theta; refusing to guess"),
     ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope type 'longrope'"),
-    ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "rope type 'llama3'"),
+    ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "no low_freq_factor; refusing to guess"),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     ({"num_hidden_layers": None}, "no num_hidden_layers"),
@@ -298,23 +298,48 @@ def test_both_spellings_of_rope_mean_the_same():
         assert (config.rope_theta, config.rope_scaling) == (new.rope_theta, new.rope_scaling) == (5e5, rule)
 
 
-def test_a_text_longer_than_the_sliding_window_is_refused():
-    model = tiny_model(model_type="mistral", sliding_window=8)
-    alone(model, random_texts([8])[0])
-    with pytest.raises(ValueError, match="sliding_window of 8"):
-        alone(model, random_texts([9])[0])
+def test_a_token_sees_as_many_as_the_sliding_window_and_no_more():
+    model = tiny_model(model_type="mistral", sliding_window=8, num_hidden_layers=1)
+    embedded = model.model.embed_tokens(torch.arange(3, 23)[None]).detach().requires_grad_()
+    model.model.embed_tokens.forward = lambda ids: embedded
+    model(torch.zeros(1, 20, dtype=torch.long), torch.ones(1, 20)).sum().backward()
+    assert embedded.grad[0].abs().sum(-1).nonzero()[:, 0].tolist() == list(range(12, 20))
 
 
-@pytest.mark.parametrize("settings, window", [
-    ({"model_type": "mistral", "sliding_window": 8}, 8),
-    ({"model_type": "mistral", "sliding_window": None}, None),
-    ({"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": False}, None),
-    ({"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": True}, 8),
-    ({"model_type": "qwen3", "sliding_window": 8, "layer_types": ["full_attention"] * 2}, None),
-    ({"model_type": "qwen3", "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}, 8),
+@pytest.mark.parametrize("settings, windows", [
+    ({"model_type": "mistral", "sliding_window": 8}, [8, 8]),
+    ({"model_type": "mistral", "sliding_window": None}, [None, None]),
+    ({"model_type": "llama", "sliding_window": 8}, [None, None]),
+    ({"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": False, "max_window_layers": 1}, [None, None]),
+    ({"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}, [None, 8]),
+    ({"model_type": "qwen3", "sliding_window": None, "layer_types": ["full_attention"] * 2}, [None, None]),
+    ({"model_type": "qwen3", "sliding_window": 8, "use_sliding_window": True,
+      "layer_types": ["sliding_attention", "full_attention"]}, [8, None]),
+    ({"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0}, [8, 8]),
+    ({"model_type": "smollm3", "sliding_window": 8, "use_sliding_window": True, "no_rope_layers": [1, 0]}, [None, 8]),
+    ({"model_type": "smollm3", "sliding_window": 8, "use_sliding_window": False, "no_rope_layers": [1, 0],
+      "layer_types": ["full_attention", "full_attention"]}, [None, None]),
 ])
-def test_a_sliding_window_counts_only_where_a_layer_uses_it(settings, window):
-    assert read_config(TINY | settings).sliding_window == window
+def test_a_sliding_window_counts_only_where_a_layer_uses_it(settings, windows):
+    assert read_config(TINY | settings).windows == windows
+
+
+@pytest.mark.parametrize("settings, why", [
+    ({"model_type": "qwen3", "layer_types": ["sliding_attention", "full_attention"]}, "no sliding_window is in use"),
+    ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "not one for each of 2 layers"),
+    ({"model_type": "qwen3", "layer_types": ["chunked_attention"] * 2}, "chunked_attention"),
+    ({"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": True}, "no max_window_layers; refusing to guess"),
+    ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers .* each of 2 layers"),
+    ({"model_type": "smollm3", "no_rope_layers": 3}, "no_rope_layers 3 is not a list"),
+    ({"model_type": "smollm3", "no_rope_layer_interval": "x"}, "no_rope_layer_interval is 'x'"),
+    ({"rope_scaling": {"type": "linear"}}, "no factor; refusing to guess"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}, "mscale"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": -2.0}}, "factor is -2.0"),
+])
+def test_what_would_change_the_arithmetic_is_named_and_refused(settings, why):
+    with pytest.raises(CheckpointError, match=why):
+        read_config(TINY | settings)
+
 
 
 def test_an_unreadable_config_is_named(tmp_path):
@@ -323,3 +348,19 @@ def test_an_unreadable_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="config.json: not JSON"):
         RewardModel.from_pretrained(tmp_path)
+
+
+@needs_shared
+@pytest.mark.parametrize("folder, parameters", [  # without the head; SmolLM2's has a token more
+    ("mistral-7b-v0.1", 7_110_660_096), ("qwen3-1.7b", 1_720_574_976), ("qwen2.5-0.5b-instruct", 494_032_768),
+    ("smollm2-135m-seqcls", 134_515_008 + 576), ("tinyllama-1.1b-chat", 1_034_512_384),
+])
+def test_real_configs_build_the_parameters_of_the_real_checkpoints(folder, parameters):
+    folder = SHARED / "hf_metadata" / folder
+    with torch.device("meta"):
+        model = RewardModel(read_config(json.loads((folder / "config.json").read_text())))
+    ours = {name: p.numel() for name, p in model.named_parameters() if not name.startswith("score.")}
+    assert sum(ours.values()) == parameters
+    if (folder / "model.safetensors.index.json").exists():
+        theirs = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].keys()
+        assert ours.keys() == theirs - {"lm_head.weight", "score.weight"}

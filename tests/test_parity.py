@@ -6,14 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model import RewardModel
+from model import FAMILIES, ROPE_RULES, RewardModel, read_config, read_json
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CASES = sorted(p.parent.name for p in FIXTURES.glob("*/config.json"))
 
 
 def test_every_family_has_a_fixture():
-    assert {"llama", "llama-bias", "mistral", "qwen2", "qwen3"} == set(CASES)
+    assert set(FAMILIES) == {case.split("-")[0] for case in CASES}
+    assert set(ROPE_RULES) == {read_config(read_json(FIXTURES / case / "config.json")).rope_type for case in CASES}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -40,9 +41,23 @@ def test_saving_again_gives_the_same_tensors_under_the_same_names(case, tmp_path
     assert {k: saved[k] for k in arithmetic} == {k: config[k] for k in arithmetic}
 
 
-def test_rope_scaling_is_part_of_what_the_llama_fixture_proves():
-    expected = load_file(FIXTURES / "llama" / "expected.safetensors")
-    model = RewardModel.from_pretrained(FIXTURES / "llama").eval()
-    model.model.config.rope_scaling = None
+@pytest.mark.parametrize("case", ["llama", "llama-linear", "llama-yarn", "qwen2-yarn"])
+def test_the_rope_rule_is_part_of_what_a_fixture_proves(case):
+    expected = load_file(FIXTURES / case / "expected.safetensors")
+    model = RewardModel.from_pretrained(FIXTURES / case).eval()
+    model.model.config.rope_type = "default"
     with torch.no_grad():
         assert (model(expected["input_ids"], expected["attention_mask"]) - expected["rewards"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("case", ["mistral-window", "qwen2-window", "qwen3-window", "smollm3"])
+def test_windows_and_layers_without_positions_are_part_of_what_a_fixture_proves(case):
+    expected = load_file(FIXTURES / case / "expected.safetensors")
+    for setting, plain in (("window", None), ("uses_rope", True)):
+        model = RewardModel.from_pretrained(FIXTURES / case).eval()
+        if all(getattr(layer.self_attn, setting) == plain for layer in model.model.layers):
+            continue
+        for layer in model.model.layers:
+            setattr(layer.self_attn, setting, plain)
+        with torch.no_grad():
+            assert (model(expected["input_ids"], expected["attention_mask"]) - expected["rewards"]).abs().max() > 1e-3
