@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 SHARD_BYTES = 5 * 10**9  # larger checkpoints are split, as transformers does
@@ -400,6 +401,8 @@ class RewardModel(nn.Module):
         in the checkpoint is always kept. Where there is none, fresh_head=True makes a new one (to train it); without
         it that is an error, because a random head gives plausible, meaningless rewards.
 
+        A head may have any of the names in HEADS; LLaMA-Factory keeps it in a file of its own, value_head.safetensors.
+
         Raises: CheckpointError on anything missing, extra, misshapen, unreadable or not supported.
         """
         folder = Path(folder)
@@ -408,7 +411,14 @@ class RewardModel(nn.Module):
             model = cls(config)
         expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
         files = _tensor_files(folder)
+        if (folder / "value_head.safetensors").exists():
+            files.append(folder / "value_head.safetensors")
         found = {name: shape for file in files for name, shape in _tensor_shapes(file).items()}
+        heads = [h for h in dict.fromkeys((*HEADS, config.raw.get("value_head_prefix"))) if f"{h}.weight" in found]
+        if len(heads) > 1:
+            raise CheckpointError(f"{folder}: more than one reward head ({', '.join(heads)}); refusing to guess")
+        rename = {f"{h}.{part}": f"score.{part}" for h in heads for part in ("weight", "bias")}
+        found = {rename.get(name, name): shape for name, shape in found.items()}
         # Not ours to compute: the language-model head, and rotary tables some old checkpoints carry.
         ignored = {n for n in found if n == "lm_head.weight" or n.endswith("rotary_emb.inv_freq")}
 
@@ -429,18 +439,21 @@ class RewardModel(nn.Module):
             with safe_open(file, "pt") as tensors:
                 # A copy: a file aligns its tensors to 8 bytes, memory to 64, and on that depends in which order some
                 # kernels sum. A resumed run would differ from an uninterrupted one in the last bit.
-                state = {n: tensors.get_tensor(n).to(torch.float32, copy=True) for n in tensors.keys() if n in expected}
+                names = {rename.get(n, n): n for n in tensors.keys()}
+                state = {ours: tensors.get_tensor(theirs).to(torch.float32, copy=True)
+                         for ours, theirs in names.items() if ours in expected}
             model.load_state_dict(state, strict=False, assign=True)
         if not has_head:
             model.score.to_empty(device="cpu")
             model.init_head()
         elif "score.bias" not in found:  # transformers and TRL have none
             model.score.bias = nn.Parameter(torch.zeros(1))
-        model.folder, model.head_origin = folder, "kept" if has_head else "new"
+        model.folder, model.head_origin = folder, f"kept ({heads[0]})" if has_head else "new"
         return model
 
-    def save_pretrained(self, folder: str | Path, pad_token_id: int) -> None:
-        """Write config.json and safetensors that transformers opens as a classifier with one label.
+    def save_pretrained(self, folder: str | Path, pad_token_id: int, save_format: str = "transformers") -> None:
+        """Write config.json and safetensors that transformers opens as a classifier with one label; or, with
+        save_format="llamafactory", as LLaMA-Factory has them: a language model, and the head in a file of its own.
 
         transformers has no bias on this head. A bias of 0 (it is never trained without the centering penalty) is left
         out; another one is written as `score.bias`, which shifts every reward equally and which transformers ignores.
@@ -457,12 +470,18 @@ class RewardModel(nn.Module):
             "num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}, "problem_type": "regression",
             "pad_token_id": pad_token_id, "dtype": "float32",
         }
+        if save_format == "llamafactory":
+            raw["architectures"] = [CLASSES[self.config.model_type] + "ForCausalLM"]
+            raw = {key: raw[key] for key in raw.keys() - {"num_labels", "id2label", "label2id", "problem_type"}}
         (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
         state = {n: p.detach().cpu() for n, p in self.named_parameters()}
         if isinstance(self.model.embed_tokens, RowsInUse):
             state["model.embed_tokens.weight"] = self.model.embed_tokens.whole().cpu()
-        if not self.score.bias.any():
+        if save_format == "llamafactory":
+            head = {f"v_head.summary.{part}": state.pop(f"score.{part}") for part in ("weight", "bias")}
+            save_file(head, folder / "value_head.safetensors")
+        elif not self.score.bias.any():
             del state["score.bias"]
         save_torch_state_dict(state, folder, max_shard_size=SHARD_BYTES)
 
@@ -478,6 +497,8 @@ FAMILIES = {
     "smollm3": dict(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias", window="use_sliding_window"),
 }
 CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3"}  # in HF
+# What a reward head is called by: transformers and TRL; LLaMA-Factory; OpenRLHF (or its config's value_head_prefix); others.
+HEADS = ("score", "v_head.summary", "value_head", "v_head", "out_proj")
 # What each rope rule needs to know, with transformers' defaults; None: it has to be there.
 ROPE_RULES = {
     "default": {},

@@ -116,6 +116,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--logging-steps", type=natural, default=10, help="steps between lines of metrics.jsonl")
     add("--eval-steps", type=natural, help="steps between evaluations (default: three in a run)")
     add("--save-steps", type=natural, default=500, help="steps between checkpoints; Ctrl-C writes one too")
+    add("--save-format", choices=["transformers", "llamafactory"], default="transformers", help="layout of the trained "
+        "model; both open here, and checkpoints are always the first")
     add("--save-total-limit", type=number(int, at_least=0), default=1, help="checkpoints kept; 0 keeps all")
     args = parser.parse_args(argv)
 
@@ -284,9 +286,9 @@ def write_folder(folder: Path, write) -> None:
     os.close(handle)
 
 
-def save_model(folder: Path, model, tokenizer, max_length: int) -> None:
+def save_model(folder: Path, model, tokenizer, max_length: int, save_format: str = "transformers") -> None:
     """What makes a folder a run folder."""
-    model.save_pretrained(folder, tokenizer.pad_id)
+    model.save_pretrained(folder, tokenizer.pad_id, save_format)
     tokenizer.save(folder, max_length)
 
 
@@ -365,7 +367,7 @@ def options_that_decide(args) -> dict:
     """The options that decide what is learned. The others may differ between a run and its continuation (which is then
     equal but for the order of floating-point sums)."""
     free = {"output", "resume", "data", "eval_data", "device", "gradient_accumulation_steps", "tokens_per_batch",
-            "shared_prompts", "compile", "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
+            "shared_prompts", "compile", "save_format", "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
     return {k: v for k, v in vars(args).items() if k not in free}
 
 
@@ -637,7 +639,10 @@ def run(args) -> int:
         say(f"stopped; the same command with --resume goes on from the checkpoint in {output}")
         return 130
     if world()[0] == 0:
-        write_folder(output, lambda folder: save_model(folder, model, tokenizer, max_length))
+        write_folder(output, lambda folder: save_model(folder, model, tokenizer, max_length, args.save_format))
+        if (bias := model.score.bias.item()) and args.save_format == "transformers":
+            say(f"note: the head has a bias of {bias:+.4f}, kept as score.bias; transformers and others have no such "
+                f"tensor and give every reward without it, {bias:+.4f} away from ours")
     result = evaluate(model, held_out, args)
     if world()[0] == 0:
         with open(output / "metrics.jsonl", "a", encoding="utf-8") as file:

@@ -150,7 +150,7 @@ def test_rewards_survive_saving_and_loading_bit_for_bit(tmp_path):
     model, batch = tiny_model(), pad_right(random_texts([8, 30]), PAD)
     again = RewardModel.from_pretrained(save_run(tmp_path, model, tiny_tokenizer())).eval()
     torch.testing.assert_close(again(*batch), model(*batch), atol=0, rtol=0)
-    assert again.head_origin == "kept"
+    assert again.head_origin == "kept (score)"
 
 
 def test_a_sharded_checkpoint_is_the_same_model(tmp_path, monkeypatch):
@@ -364,3 +364,34 @@ def test_real_configs_build_the_parameters_of_the_real_checkpoints(folder, param
     if (folder / "model.safetensors.index.json").exists():
         theirs = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].keys()
         assert ours.keys() == theirs - {"lm_head.weight", "score.weight"}
+
+
+@pytest.mark.parametrize("head", ["score", "v_head.summary", "value_head", "v_head", "out_proj", "my_head"])
+@pytest.mark.parametrize("own_file", [False, True])
+def test_a_reward_head_is_kept_whatever_other_tools_call_it(tmp_path, head, own_file):
+    model, folder = tiny_model(), save_run(tmp_path, tiny_model(), tiny_tokenizer())
+    tensors = load_file(folder / "model.safetensors")
+    theirs = {f"{head}.weight": tensors.pop("score.weight"), f"{head}.bias": torch.tensor([0.75])}
+    if own_file:  # as LLaMA-Factory does, beside a language model's weights
+        save_file(theirs, folder / "value_head.safetensors")
+        tensors["lm_head.weight"] = torch.zeros(400, 16)
+    save_file(tensors if own_file else tensors | theirs, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"value_head_prefix": "my_head"}))
+    loaded = RewardModel.from_pretrained(folder)
+    assert loaded.head_origin == f"kept ({head})"
+    ids = torch.randint(3, 400, (2, 9))
+    torch.testing.assert_close(loaded(ids, torch.ones_like(ids)), model(ids, torch.ones_like(ids)) + 0.75)
+
+
+def test_two_reward_heads_or_one_of_another_shape_are_refused(tmp_path):
+    folder = save_run(tmp_path, tiny_model(), tiny_tokenizer())
+    save_file({"v_head.summary.weight": torch.zeros(1, 16)}, folder / "value_head.safetensors")
+    with pytest.raises(CheckpointError, match=r"more than one reward head \(score, v_head.summary\)"):
+        RewardModel.from_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["score.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    save_file({"v_head.summary.weight": torch.zeros(2, 16)}, folder / "value_head.safetensors")
+    with pytest.raises(CheckpointError, match=r"score.weight \[2, 16\] instead of \[1, 16\]"):
+        RewardModel.from_pretrained(folder)

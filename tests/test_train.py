@@ -17,7 +17,8 @@ from conftest import ROOT, save_run, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 import train_rm
-from data import collate, encode_preferences, parse_preference, step_batches, toy_preferences
+from data import Tokenizer, collate, encode_preferences, parse_preference, read_preferences, step_batches, toy_preferences
+from eval import report, score_pairs
 from model import RewardModel
 
 SMALL = ["--hidden-size", 16, "--num-hidden-layers", 1, "--num-attention-heads", 2, "--vocab-size", 400]
@@ -322,6 +323,39 @@ def test_optimizer_state_of_another_shape_is_refused(tmp_path):
     assert status == 2 and "exp_avg/model.embed_tokens.weight does not fit this model" in err
 
 
+@pytest.mark.parametrize("save_format", ["transformers", "llamafactory"])
+def test_what_is_saved_in_another_layout_gives_the_rewards_training_reported(tmp_path, save_format):
+    small = [*SMALL, "--toy-pairs", 300, "--max-steps", 4, "--center-rewards-coefficient", 0.5, "--save-format", save_format]
+    status, out, err = command(*small, "--output", tmp_path / "run")
+    assert status == 0, err
+    assert ("note: the head has a bias of" in out) == (save_format == "transformers")
+    model, tokenizer = RewardModel.from_pretrained(tmp_path / "run"), Tokenizer.from_folder(tmp_path / "run")
+    preferences, _ = read_preferences(tmp_path / "run" / "held_out.jsonl")
+    pairs, _ = encode_preferences(preferences, tokenizer, 512)
+    again, reported = report(score_pairs(model, pairs), pairs), json.loads((tmp_path / "run" / "report.json").read_text())
+    assert again["mean_chosen"] == pytest.approx(reported["mean_chosen"], abs=1e-5)
+    assert again["loss"] == pytest.approx(reported["loss"], abs=1e-5)
+    names = set(load_file(tmp_path / "run" / "model.safetensors"))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    if save_format == "llamafactory":
+        head = load_file(tmp_path / "run" / "value_head.safetensors")
+        assert {n: list(t.shape) for n, t in head.items()} == {"v_head.summary.weight": [1, 16], "v_head.summary.bias": [1]}
+        assert not any(n.startswith("score") for n in names) and config["architectures"] == ["LlamaForCausalLM"]
+    else:
+        assert {"score.weight", "score.bias"} <= names and config["num_labels"] == 1
+
+
+def test_ours_to_llamafactory_and_back_changes_no_weight(tmp_path):
+    ours = save_run(tmp_path / "ours", tiny_model(), tiny_tokenizer())
+    there, back = tmp_path / "there", tmp_path / "back"
+    RewardModel.from_pretrained(ours).save_pretrained(there, 0, "llamafactory")
+    RewardModel.from_pretrained(there).save_pretrained(back, 0)
+    before, after = load_file(ours / "model.safetensors"), load_file(back / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (ours, back)]
+    assert configs[0] == configs[1]
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     args = [*SMALL, "--toy-pairs", 300, "--max-steps", 4, "--save-steps", 2, "--output", tmp_path / "run"]
     assert command(*args)[0] == 0
@@ -333,7 +367,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 def test_a_checkpoint_is_itself_a_run_folder(tmp_path):
     assert command(*SMALL, "--toy-pairs", 300, "--max-steps", 4, "--save-steps", 2, "--output", tmp_path / "run")[0] == 0
-    assert RewardModel.from_pretrained(tmp_path / "run" / "checkpoint-2").head_origin == "kept"
+    assert RewardModel.from_pretrained(tmp_path / "run" / "checkpoint-2").head_origin == "kept (score)"
 
 
 def test_a_half_written_checkpoint_is_never_taken_for_one(tmp_path):
