@@ -221,6 +221,8 @@ def report(rewards: np.ndarray, pairs: Pairs) -> dict:
         "mean_margin": float((rewards[:, 0] - rewards[:, 1]).mean(dtype=np.float64)),
         "mean_chosen": float(rewards[:, 0].mean(dtype=np.float64)),
         "mean_rejected": float(rewards[:, 1].mean(dtype=np.float64)),
+        "mean_reward": float(rewards.mean(dtype=np.float64)),
+        "std_reward": float(rewards.std(dtype=np.float64)),
         "longer_wins_accuracy": float((0.5 - longer / 2).mean()),
         "pairs_where_chosen_is_shorter": len(shorter),
         "accuracy_where_chosen_is_shorter": float(shorter.mean()) if len(shorter) else None,
@@ -304,18 +306,28 @@ def command_report(args, model, tokenizer, max_length: int, options: dict) -> No
 
 def command_score(args, model, tokenizer, max_length: int, options: dict) -> None:
     """Rows in, the same rows out in the same order, each with its reward. Memory holds one chunk of them."""
+    mean, std = normalisation(model) if args.normalized else (0.0, 1.0)
     with replacing(args.output) as out:
         for chunk in chunks(input_rows(args.input)):
             sequences = [sequence_of(row, tokenizer, model, max_length, where) for where, row in chunk]
             places = [where for where, _ in chunk]
             rewards = finite(score_sequences(model, sequences, tokenizer.pad_id, **options), places)
             for (_, row), ids, reward in zip(chunk, sequences, rewards):
-                row = row | {"reward": reward}
+                row = row | {"reward": (reward - mean) / std}
                 if args.show_token:
                     token = tokenizer.backend.id_to_token(int(ids[-1]))
                     row["scored_token"] = {"position": len(ids) - 1, "id": int(ids[-1]), "token": token}
                 out.write(as_json(row) + "\n")
             out.flush()
+
+
+def normalisation(model: RewardModel) -> tuple[float, float]:
+    """Mean and standard deviation of the rewards on held-out pairs, as `train_rm.py --normalize` leaves them in
+    config.json (under OpenRLHF's names).  Raises: DataError where they are missing or of no use."""
+    mean, std = (model.config.raw.get(key) for key in ("mean", "std"))
+    if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in (mean, std)) or not std > 0:
+        raise DataError(f"{model.folder}/config.json: no usable mean and std; train with --normalize")
+    return float(mean), float(std)
 
 
 def command_rank(args, model, tokenizer, max_length: int, options: dict) -> None:
@@ -436,6 +448,8 @@ def main(argv: list[str] | None = None) -> int:
     p = commands.add_parser("score", parents=[common], help="a reward for every row")
     p.add_argument("--input", metavar="FILE", help="JSON lines, each with messages, or prompt and response, or text "
                    "(already rendered), or input_ids; standard input without it")
+    p.add_argument("--normalized", action="store_true", help="(reward - mean) / std, by the held-out pairs of a run "
+                   "trained with --normalize: PPO likes rewards around 0 of size about 1")
     p.add_argument("--show-token", action="store_true", help="add which token the reward was read at")
     p.set_defaults(run_command=command_score)
     p = commands.add_parser("rank", parents=[common], help="order the responses of every row, best first")

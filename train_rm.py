@@ -118,6 +118,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-steps", type=natural, default=500, help="steps between checkpoints; Ctrl-C writes one too")
     add("--save-format", choices=["transformers", "llamafactory"], default="transformers", help="layout of the trained "
         "model; both open here, and checkpoints are always the first")
+    add("--normalize", action=flag, default=False, help="keep mean and standard deviation of the held-out rewards in "
+        "config.json, for `eval.py score --normalized` (and OpenRLHF)")
     add("--save-total-limit", type=number(int, at_least=0), default=1, help="checkpoints kept; 0 keeps all")
     args = parser.parse_args(argv)
 
@@ -367,7 +369,8 @@ def options_that_decide(args) -> dict:
     """The options that decide what is learned. The others may differ between a run and its continuation (which is then
     equal but for the order of floating-point sums)."""
     free = {"output", "resume", "data", "eval_data", "device", "gradient_accumulation_steps", "tokens_per_batch",
-            "shared_prompts", "compile", "save_format", "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
+            "shared_prompts", "compile", "save_format", "normalize",
+            "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
     return {k: v for k, v in vars(args).items() if k not in free}
 
 
@@ -649,6 +652,10 @@ def run(args) -> int:
             file.write(json.dumps(evaluation_line(steps, result)) + "\n")
         with replacing(output / "report.json") as file:
             file.write(json.dumps(result, indent=2) + "\n")
+        if args.normalize:
+            config = read_json(output / "config.json") | {"mean": result["mean_reward"], "std": result["std_reward"]}
+            with replacing(output / "config.json") as file:
+                file.write(json.dumps(config, indent=2) + "\n")
     say(f"\n{describe(result)}\n")
     if args.data is None:
         with not_compiled(args):

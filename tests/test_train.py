@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import train_rm
 from data import Tokenizer, collate, encode_preferences, parse_preference, read_preferences, step_batches, toy_preferences
+from eval import main as evaluation_main
 from eval import report, score_pairs
 from model import RewardModel
 
@@ -354,6 +355,24 @@ def test_ours_to_llamafactory_and_back_changes_no_weight(tmp_path):
     assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
     configs = [json.loads((folder / "config.json").read_text()) for folder in (ours, back)]
     assert configs[0] == configs[1]
+
+
+def test_normalized_rewards_have_mean_0_and_deviation_1_on_the_held_out_pairs(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert command(*SMALL, "--toy-pairs", 300, "--max-steps", 4, "--normalize", "--output", run)[0] == 0
+    rows = [json.loads(line) for line in (run / "held_out.jsonl").read_text().splitlines()]
+    texts = write_rows(tmp_path / "texts.jsonl", [{"prompt": r["prompt"], "response": r[side]} for r in rows for side in ("chosen", "rejected")])
+    rewards = {}
+    for options in ([], ["--normalized"]):
+        assert evaluation_main(["score", str(run), "--input", str(texts), "--output", str(tmp_path / "scored.jsonl"), *options]) == 0
+        rewards[len(options)] = np.array([json.loads(line)["reward"] for line in (tmp_path / "scored.jsonl").read_text().splitlines()])
+    assert abs(rewards[1].mean()) < 1e-5 and abs(rewards[1].std() - 1) < 1e-5
+    np.testing.assert_allclose(rewards[1], (rewards[0] - rewards[0].mean()) / rewards[0].std(), atol=1e-5)
+
+
+def test_normalized_without_its_numbers_is_an_error_in_one_line(tiny_run, capsys):
+    assert evaluation_main(["score", str(tiny_run), "--normalized", "--input", str(ROOT / "nothing.jsonl")]) == 2
+    assert capsys.readouterr().err == f"eval.py: {tiny_run}/config.json: no usable mean and std; train with --normalize\n"
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
