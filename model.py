@@ -494,10 +494,11 @@ FAMILIES = {
     "mistral": dict(window="sliding_window"),
     "qwen2":   dict(qkv_bias=True, window="use_sliding_window"),  # Qwen2.5 too
     "qwen3":   dict(qkv_bias="attention_bias", o_bias="attention_bias", qk_norm=True, window="use_sliding_window"),
-    "smollm3": dict(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias", window="use_sliding_window"),
+    "smollm3": dict(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias",
+                    window="use_sliding_window"),
 }
 CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3"}  # in HF
-# What a reward head is called by: transformers and TRL; LLaMA-Factory; OpenRLHF (or its config's value_head_prefix); others.
+# What a reward head is called by transformers and TRL; LLaMA-Factory; OpenRLHF (or as value_head_prefix says); others.
 HEADS = ("score", "v_head.summary", "value_head", "v_head", "out_proj")
 # What each rope rule needs to know, with transformers' defaults; None: it has to be there.
 ROPE_RULES = {
@@ -512,18 +513,7 @@ ROPE_RULES = {
 
 def read_config(raw: dict, where: str = "config.json") -> Config:
     """Read a Hugging Face config. A value that changes the arithmetic is never guessed: CheckpointError."""
-
-    def refuse(why: str):
-        raise CheckpointError(f"{where}: {why}")
-
-    def need(key: str, kind: type = int, source: dict = raw):
-        value = source.get(key)
-        if value is None:
-            refuse(f"no {key}; refusing to guess")
-        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < 2**40:
-            refuse(f"{key} is {value!r}, not a positive {'whole ' if kind is int else ''}number")
-        return value
-
+    refuse, need = functools.partial(_refuse, where), functools.partial(_need, raw, where)
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         refuse(f"model_type {family!r} is not one this decoder computes ({', '.join(FAMILIES)})")
@@ -545,29 +535,62 @@ def read_config(raw: dict, where: str = "config.json") -> Config:
     if heads % kv_heads or head_dim % 2:
         refuse(f"{heads} heads over {kv_heads} key/value heads of an even head_dim, not {head_dim}: impossible")
 
+    theta, kind, rope = _read_rope(raw, where)
+    # A rule is yes, no, or the key that says which.
+    rules = {name: bool(raw.get(rule)) if isinstance(rule, str) else rule for name, rule in FAMILIES[family].items()}
+    windows, uses_rope = _read_layers(raw, where, slides=rules.pop("window", False))
+    return Config(
+        model_type=family,
+        vocab_size=need("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=need("intermediate_size"),
+        num_hidden_layers=len(windows),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=need("rms_norm_eps", float),
+        rope_theta=theta,
+        rope_type=kind,
+        rope_scaling=rope,
+        max_position_embeddings=need("max_position_embeddings"),
+        windows=windows,
+        uses_rope=uses_rope,
+        initializer_range=raw.get("initializer_range", 0.02),
+        raw=raw,
+        **rules,
+    )
+
+
+def _read_rope(raw: dict, where: str) -> tuple[float, str, dict]:
+    """rope_theta, the rule's name, and the numbers it needs."""
+    refuse = functools.partial(_refuse, where)
     # transformers 5 writes rope_parameters, older versions rope_theta beside rope_scaling.
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         refuse(f"rope_scaling is {rope!r}, not an object")
     rope = {"rope_theta": raw.get("rope_theta"), "partial_rotary_factor": raw.get("partial_rotary_factor")} | rope
-    theta, turned = need("rope_theta", float, rope), rope.pop("partial_rotary_factor")
+    theta, turned = _need(rope, where, "rope_theta", float), rope.pop("partial_rotary_factor")
     kind = rope.get("rope_type", rope.get("type", "default"))
     rope = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type", "type")}
     if turned not in (None, 1):
         refuse(f"partial_rotary_factor {turned!r} is not supported, only 1")
     if not isinstance(kind, str) or kind not in ROPE_RULES or rope.keys() - ROPE_RULES[kind].keys():
-        refuse(f"rope type {kind!r} with {sorted(rope)} is not supported: {', '.join(ROPE_RULES)}, and only what they need")
+        refuse(f"rope type {kind!r} with {sorted(rope)} is not supported: {', '.join(ROPE_RULES)} with what they need")
     if kind == "yarn":  # some leave it to max_position_embeddings, which is then the old context
         rope.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
     defaults = {key: value for key, value in ROPE_RULES[kind].items() if value is not None}
     given = {key: value for key, value in rope.items() if value is not None}
-    rope = defaults | {key: need(key, float, given) for key in ROPE_RULES[kind] if key in given or key not in defaults}
+    asked = given.keys() | ROPE_RULES[kind].keys() - defaults.keys()
+    rope = defaults | {key: _need(given, where, key, float) for key in sorted(asked)}
     if kind == "yarn" and not rope["attention_factor"]:
         rope["attention_factor"] = 0.1 * math.log(max(rope["factor"], 1)) + 1
+    return theta, kind, rope
 
-    # A rule is yes, no, or the key that says which.
-    rules = {name: bool(raw.get(rule)) if isinstance(rule, str) else rule for name, rule in FAMILIES[family].items()}
-    slides, layers = rules.pop("window", False), need("num_hidden_layers")
+
+def _read_layers(raw: dict, where: str, slides: bool) -> tuple[list[int | None], list[bool]]:
+    """Of each layer: its window, and whether it turns queries and keys by their positions."""
+    refuse, need = functools.partial(_refuse, where), functools.partial(_need, raw, where)
+    family, layers = raw["model_type"], need("num_hidden_layers")
     uses_rope = [True] * layers
     if family == "smollm3":  # every fourth layer goes without positions
         interval = need("no_rope_layer_interval") if raw.get("no_rope_layer_interval") is not None else 4
@@ -590,26 +613,20 @@ def read_config(raw: dict, where: str = "config.json") -> Config:
         if len(layer_types) != layers:
             refuse(f"layer_types are not one for each of {layers} layers")
         windows = [kinds[t] for t in layer_types]
-    return Config(
-        model_type=family,
-        vocab_size=need("vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=need("intermediate_size"),
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        rms_norm_eps=need("rms_norm_eps", float),
-        rope_theta=theta,
-        rope_type=kind,
-        rope_scaling=rope,
-        max_position_embeddings=need("max_position_embeddings"),
-        windows=windows,
-        uses_rope=list(map(bool, uses_rope)),
-        initializer_range=raw.get("initializer_range", 0.02),
-        raw=raw,
-        **rules,
-    )
+    return windows, list(map(bool, uses_rope))
+
+
+def _refuse(where: str, why: str):
+    raise CheckpointError(f"{where}: {why}")
+
+
+def _need(source: dict, where: str, key: str, kind: type = int):
+    value = source.get(key)
+    if value is None:
+        _refuse(where, f"no {key}; refusing to guess")
+    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < 2**40:
+        _refuse(where, f"{key} is {value!r}, not a positive {'whole ' if kind is int else ''}number")
+    return value
 
 
 def read_json(path: Path) -> dict:
