@@ -581,7 +581,7 @@ def _read_rope(raw: dict, where: str) -> tuple[float, str, dict]:
     defaults = {key: value for key, value in ROPE_RULES[kind].items() if value is not None}
     given = {key: value for key, value in rope.items() if value is not None}
     asked = given.keys() | ROPE_RULES[kind].keys() - defaults.keys()
-    rope = defaults | {key: _need(given, where, key, float) for key in sorted(asked)}
+    rope = defaults | {key: _need(given, where, key, float) for key in ROPE_RULES[kind] if key in asked}
     if kind == "yarn" and not rope["attention_factor"]:
         rope["attention_factor"] = 0.1 * math.log(max(rope["factor"], 1)) + 1
     return theta, kind, rope
