@@ -511,6 +511,7 @@ def encode_preferences(
     left_out = dict.fromkeys(reasons, 0) | {"malformed": malformed}
 
     def render(preferences):
+        """Those that have two sides and are taken by the template: (preference, texts, prompt characters)."""
         for p in preferences:
             if not all(side and side[-1]["content"].strip() for side in (p.chosen, p.rejected)):
                 left_out["empty side"] += 1

@@ -414,7 +414,7 @@ class RewardModel(nn.Module):
         if (folder / "value_head.safetensors").exists():
             files.append(folder / "value_head.safetensors")
         found = {name: shape for file in files for name, shape in _tensor_shapes(file).items()}
-        heads = [h for h in dict.fromkeys((*HEADS, config.raw.get("value_head_prefix"))) if f"{h}.weight" in found]
+        heads = [h for h in dict.fromkeys((*HEADS, str(config.raw.get("value_head_prefix")))) if f"{h}.weight" in found]
         if len(heads) > 1:
             raise CheckpointError(f"{folder}: more than one reward head ({', '.join(heads)}); refusing to guess")
         rename = {f"{h}.{part}": f"score.{part}" for h in heads for part in ("weight", "bias")}
@@ -472,7 +472,8 @@ class RewardModel(nn.Module):
         }
         if save_format == "llamafactory":
             raw["architectures"] = [CLASSES[self.config.model_type] + "ForCausalLM"]
-            raw = {key: raw[key] for key in raw.keys() - {"num_labels", "id2label", "label2id", "problem_type"}}
+            of_a_classifier = ("num_labels", "id2label", "label2id", "problem_type")
+            raw = {key: value for key, value in raw.items() if key not in of_a_classifier}
         (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
         state = {n: p.detach().cpu() for n, p in self.named_parameters()}

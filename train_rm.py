@@ -174,6 +174,8 @@ def build_model(args, train_set: list, resume: Path | None) -> tuple[RewardModel
     torch.manual_seed(args.seed)
     if source := resume or args.model:
         model, tokenizer = RewardModel.from_pretrained(source, fresh_head=not resume), Tokenizer.from_folder(source)
+        for key in ("mean", "std"):  # what --normalize left there is of other weights from now on
+            model.config.raw.pop(key, None)
         return model, tokenizer
     texts = [m["content"] for p in train_set for m in (*p.prompt, *p.chosen, *p.rejected)]
     tokenizer = Tokenizer.train([*texts, "User: Assistant: System:"], args.vocab_size)

@@ -1,7 +1,7 @@
 """Speed and memory of training and scoring, beside TRL, LLaMA-Factory and transformers where they are installed.
 
     python benchmarks/speed.py train --data PAIRS.jsonl.gz --trl PYTHON --llamafactory PYTHON --shape 30m --dtype float32
-    python benchmarks/speed.py score --transformers PYTHON        texts, and the best of n responses to one prompt
+    python benchmarks/speed.py score --data PAIRS.jsonl.gz --transformers PYTHON  texts, and the best of n responses to one prompt
     python benchmarks/speed.py growth                             cost against sequence length and model size
     python benchmarks/speed.py start                              seconds from `python train_rm.py` to its first step
     python benchmarks/speed.py same --data TRAIN --eval-data TEST the plain and the fast form learn the same, three seeds
@@ -342,8 +342,8 @@ def command_train(args) -> None:
             for who, python in runners.items():
                 options = {"options": ["--compile"]} if who == "compiled" else {}
                 runs[who].append(spawn(python, who, Path(folder), settings | options))
-                speed = [args.batch * args.accumulation / statistics.mean(r["step_seconds"]) for r in runs[who]]
-                print(f"turn {turn + 1}  {who:<13} {speed[-1]:.2f} pairs/s", file=sys.stderr)
+                speed = args.batch * args.accumulation / statistics.mean(runs[who][-1]["step_seconds"])
+                print(f"turn {turn + 1}  {who:<13} {speed:.2f} pairs/s", file=sys.stderr)
             floors.append(spawn(sys.executable, "floor", Path(folder), settings))
     assert len({run["tokens"] for who in runs for run in runs[who]}) == 1, "not the same token ids"
     per_pair = {who: [statistics.mean(r["step_seconds"]) / args.batch / args.accumulation for r in runs[who]] for who in runs}
@@ -506,8 +506,9 @@ def main() -> None:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--repeats", type=int, default=3, help="turns of each; the median is kept")
     common.add_argument("--shape", choices=SHAPES, default="30m")
-    common.add_argument("--data", help="preference pairs, in any layout train_rm.py reads")
-    p = commands.add_parser("train", parents=[common])
+    on_pairs = argparse.ArgumentParser(add_help=False)
+    on_pairs.add_argument("--data", required=True, help="preference pairs, in any layout train_rm.py reads")
+    p = commands.add_parser("train", parents=[common, on_pairs])
     p.add_argument("--trl", metavar="PYTHON")
     p.add_argument("--llamafactory", metavar="PYTHON")
     p.add_argument("--compile", action="store_true", help="measure --compile too")
@@ -518,12 +519,12 @@ def main() -> None:
     p.add_argument("--accumulation", type=int, default=2, help="forward passes in a step")
     p.add_argument("--max-length", type=int, default=512)
     p.set_defaults(run=command_train)
-    p = commands.add_parser("score", parents=[common])
+    p = commands.add_parser("score", parents=[common, on_pairs])
     p.add_argument("--transformers", metavar="PYTHON")
     p.set_defaults(run=command_score)
     commands.add_parser("growth", parents=[common]).set_defaults(run=command_growth)
     commands.add_parser("start", parents=[common]).set_defaults(run=command_start)
-    p = commands.add_parser("same", parents=[common])
+    p = commands.add_parser("same", parents=[common, on_pairs])
     p.add_argument("--eval-data", required=True)
     p.add_argument("--options", default="", help="further options of train_rm.py, in one string")
     p.set_defaults(run=command_same)

@@ -377,7 +377,8 @@ def test_a_reward_head_is_kept_whatever_other_tools_call_it(tmp_path, head, own_
         tensors["lm_head.weight"] = torch.zeros(400, 16)
     save_file(tensors if own_file else tensors | theirs, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"value_head_prefix": "my_head"}))
+    prefix = "my_head" if head == "my_head" else ["no name"]  # what is no name is no head's
+    (folder / "config.json").write_text(json.dumps(config | {"value_head_prefix": prefix}))
     loaded = RewardModel.from_pretrained(folder)
     assert loaded.head_origin == f"kept ({head})"
     ids = torch.randint(3, 400, (2, 9))

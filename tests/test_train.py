@@ -370,6 +370,14 @@ def test_normalized_rewards_have_mean_0_and_deviation_1_on_the_held_out_pairs(tm
     np.testing.assert_allclose(rewards[1], (rewards[0] - rewards[0].mean()) / rewards[0].std(), atol=1e-5)
 
 
+def test_training_on_drops_the_mean_and_deviation_of_the_old_rewards(tmp_path):
+    small = [*SMALL, "--toy-pairs", 300, "--max-steps", 2]
+    assert command(*small, "--normalize", "--output", tmp_path / "first")[0] == 0
+    assert {"mean", "std"} <= json.loads((tmp_path / "first" / "config.json").read_text()).keys()
+    assert command(*small, "--model", tmp_path / "first", "--output", tmp_path / "second")[0] == 0
+    assert not {"mean", "std"} & json.loads((tmp_path / "second" / "config.json").read_text()).keys()
+
+
 def test_normalized_without_its_numbers_is_an_error_in_one_line(tiny_run, capsys):
     assert evaluation_main(["score", str(tiny_run), "--normalized", "--input", str(ROOT / "nothing.jsonl")]) == 2
     assert capsys.readouterr().err == f"eval.py: {tiny_run}/config.json: no usable mean and std; train with --normalize\n"
