@@ -3,18 +3,23 @@
 One row of preference data says: for this prompt, this response was chosen over that one. Before a model sees it, four
 things happen, and each has its classic mistake:
 
-    read      several layouts in the wild -> Preference(prompt, chosen, rejected), three lists of chat messages
+    read      several layouts in the wild -> Preference: a prompt and its responses, as chat messages, best first
     render    messages -> text by the tokenizer's own chat template: the model must be trained on the very text it
               will later score
-    encode    text -> ids: one BOS if the tokenizer uses one, one end token, and the reward is read at that end token
-    batch     rows 0 … B−1 chosen, rows B … 2B−1 the rejected side of the same pairs, padded on the right; or, faster
-              and the same, all in one row in which a pair's prompt stands once
+    encode    text -> ids: one BOS if the template writes one, one end token, and the reward is read at that end token
+    batch     all responses of some rows, padded on the right, and which ones are pairs; or, faster and the same, all in
+              one row in which a prompt stands once for all its responses
 
 Nothing is left out silently: read = kept + the rows left out, by reason.
 
-Shapes: B pairs   T tokens   n pairs in a file
+Most rows hold two responses, chosen and rejected: one pair. A row of K responses with scores or ranks is all pairs of
+them that are not tied, each of weight 1 / number of pairs, so that a prompt counts once (Ouyang et al. 2022, eq 1).
+
+Shapes: R rows   n pairs in them (n = R for chosen and rejected)   S sequences (2R)   T tokens
+        B pairs and N sequences in a batch
 """
 import dataclasses
+import datetime
 import functools
 import gzip
 import itertools
@@ -45,28 +50,88 @@ class DataError(ValueError):
 
 @dataclasses.dataclass
 class Preference:
-    """One comparison: for this prompt, `chosen` was preferred to `rejected`."""
+    """One row: responses to one prompt, and which of them was preferred to which."""
 
     prompt: Messages  # may be empty: some data compare texts that answer nothing
-    chosen: Messages  # what follows the prompt: usually one assistant turn
-    rejected: Messages
-    margin: float = 0.0  # by how much chosen should win, in nats
-    gold: tuple[float, float] | None = None  # both true rewards, where somebody knows them (the toy world)
+    responses: list[Messages]  # what follows the prompt, usually one assistant turn each; best first
+    scores: list[float]  # only their order counts; chosen and rejected: 1 and 0
+    margin: float = 0.0  # by how much the better of a pair should win, in nats
+    gold: list[float] | None = None  # the true rewards, where somebody knows them (the toy world)
     where: str = ""  # "file:row", for messages
 
+    def pairs(self) -> list[tuple[int, int]]:
+        """(better, worse) of all pairs of responses that are not tied."""
+        indices = range(len(self.scores))
+        return [(i, j) for i in indices for j in indices if self.scores[i] > self.scores[j]]
+
     def key(self) -> str:
-        """What must not stand on both sides of a split: the prompt, or without one the two texts themselves."""
-        return json.dumps(self.prompt or sorted([_text(self.chosen), _text(self.rejected)]))
+        """What must not stand on both sides of a split: the prompt, or without one the texts themselves."""
+        return json.dumps(self.prompt or sorted(map(_text, self.responses)))
 
     def to_row(self) -> dict:
         """A row that parse_preference reads back as this."""
-        row = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected, "margin": self.margin}
-        return row | ({"gold_chosen": self.gold[0], "gold_rejected": self.gold[1]} if self.gold else {})
+        row = {"prompt": self.prompt, "margin": self.margin}
+        if self.scores != [1, 0]:
+            return row | {"responses": self.responses, "scores": self.scores}
+        row |= dict(zip(("chosen", "rejected"), self.responses))
+        return row | (dict(zip(("gold_chosen", "gold_rejected"), self.gold)) if self.gold else {})
+
+
+# What is fetched of a model on the hub: never pickled weights, code, or a second copy of the weights for other tools.
+MODEL_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+               "chat_template.jinja", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json",
+               "value_head.safetensors"]
+
+
+def fetch(repo: str, files: list[str], kind: str = "model", revision: str | None = None) -> Path:
+    """The folder in huggingface_hub's cache that holds these files of owner/name, fetched where they are missing.
+
+    Raises: DataError in one line where there is no such thing, no permission or no connection.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=files))
+    except errors.GatedRepoError:
+        why = "its owner asks you to accept terms on its page, and then to log in: hf auth login"
+    except errors.RepositoryNotFoundError:
+        why = f"no such {kind} (or a private one: hf auth login)"
+    except errors.RevisionNotFoundError:
+        why = f"no revision {revision!r}"
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        why = "the hub cannot be reached, and nothing of it is in the cache"
+    except Exception as e:  # whatever a network can do
+        why = (str(e) or repr(e)).splitlines()[0]
+    raise DataError(f"{repo} on the hub: {why}")
+
+
+def model_folder(name: str, revision: str | None = None) -> Path:
+    """A local folder as it is; what looks like owner/name, and cannot be a path here, from the hub."""
+    path = Path(name)
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or path.parent.exists():
+        if revision:
+            raise DataError(f"--revision {revision}: {name} is a local folder, not a model on the hub")
+        if not path.is_dir():
+            raise DataError(f"{name}: no such folder")
+        return path
+    return fetch(name, MODEL_FILES, revision=revision)
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """Yield ("file:row", object) from .jsonl or .json, gzipped or not; from all such files of a folder."""
+    """Yield ("file:row", object) from .jsonl or .json, gzipped or not; from all such files of a folder; from a data set
+    on the hub as hub:owner/name/file or hub:owner/name@revision/file."""
+    if str(path).startswith("hub:"):
+        parts = re.fullmatch(r"hub:([^/]+/[^/@]+)(?:@([^/]+))?/(.+)", str(path))
+        if not parts or ".." in parts[3].split("/"):
+            raise DataError(f"{path}: not hub:owner/name/file")
+        repo, revision, file = parts.groups()
+        folder = fetch(repo, [file, file.rstrip("/") + "/*.json*"], "dataset", revision)
+        if not (folder / file).exists():
+            raise DataError(f"{path}: no such file in that data set")
+        path = folder / file
     path = Path(path)
+    if path.suffix == ".parquet":
+        raise DataError(f"{path}: parquet is not read; convert it: datasets.load_dataset(…).to_json('pairs.jsonl')")
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if re.search(r"\.jsonl?(\.gz)?$", f.name))
         if not files:
@@ -135,12 +200,12 @@ def parse_preference(row: dict, where: str = "row") -> Preference:
     chosen, rejected as "\\n\\nHuman: … \\n\\nAssistant: …"             Anthropic HH
     instruction, input, system, history + chosen, rejected          LLaMA-Factory, alpaca ranking
     conversations + chosen, rejected as {"from", "value"}           LLaMA-Factory, ShareGPT ranking
+    any of these prompts, responses, and scores or ranks            K responses, rank 1 the best; equal ones are ties
+    chosen, rejected as lists of strings                            RewardBench 2
 
     Raises: DataError naming row and field.
     """
-    for field in ("chosen", "rejected"):
-        if field not in row:
-            raise DataError(f"{where}: no field {field!r} (found: {', '.join(row) or 'nothing'})")
+    sides = _sides(row, where)
     prompt: Messages = []
     field = next((f for f in ("prompt", "conversations", "messages") if row.get(f) is not None), None)
     if field:
@@ -156,28 +221,52 @@ def parse_preference(row: dict, where: str = "row") -> Preference:
             prompt += to_messages(answered, "assistant", where, "history")
         asked = "\n".join(str(row[f]) for f in ("instruction", "input") if row.get(f))
         prompt += to_messages(asked, "user", where, "instruction")
-    chosen = to_messages(_parse_transcript(row["chosen"]), "assistant", where, "chosen")
-    rejected = to_messages(_parse_transcript(row["rejected"]), "assistant", where, "rejected")
+    responses = [to_messages(_parse_transcript(value), "assistant", where, field) for field, value, _ in sides]
 
-    # Sides that begin with somebody else's turn hold the whole dialogue, and the prompt is what both share. (Some files
-    # repeat it in a `prompt` field.) Each side keeps at least its last turn.
-    whole = [bool(side) and side[0]["role"] != "assistant" for side in (chosen, rejected)]
-    if any(whole) and not all(whole) and chosen and rejected:
-        raise DataError(f"{where}: one of 'chosen' and 'rejected' holds the whole dialogue, the other only an answer")
+    # Responses that begin with somebody else's turn hold the whole dialogue, and the prompt is what they share. (Some
+    # files repeat it in a `prompt` field.) Each keeps at least its last turn.
+    whole = [response[0]["role"] != "assistant" for response in responses if response]
+    if any(whole) and not all(whole):
+        raise DataError(f"{where}: one of 'chosen' and 'rejected' holds the whole dialogue, the other only an answer"
+                        if len(sides) == 2 else f"{where}: some responses hold the whole dialogue, others an answer")
     if all(whole) or not prompt:
-        shared = 0
-        while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared, shortest = 0, min(map(len, responses))
+        while shared < shortest - 1 and all(response[shared] == responses[0][shared] for response in responses):
             shared += 1
-        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+        prompt, responses = responses[0][:shared], [response[shared:] for response in responses]
     if row.get("system") and (not prompt or prompt[0]["role"] != "system"):
         prompt = to_messages(row["system"], "system", where, "system") + prompt
-    for side, field in ((chosen, "chosen"), (rejected, "rejected")):
-        if side and side[-1]["role"] != "assistant":
-            raise DataError(f"{where}: field {field!r} ends with a turn of {side[-1]['role']!r}, not of the assistant")
+    for response, (field, _, _) in zip(responses, sides):
+        if response and response[-1]["role"] != "assistant":
+            last = response[-1]["role"]
+            raise DataError(f"{where}: field {field!r} ends with a turn of {last!r}, not of the assistant")
     margin, gold = 0.0 if row.get("margin") is None else _number(row["margin"], where, "margin"), None
-    if "gold_chosen" in row:
-        gold = tuple(_number(row.get(field), where, field) for field in ("gold_chosen", "gold_rejected"))
-    return Preference(prompt, chosen, rejected, margin, gold, where)
+    if "gold_chosen" in row and len(sides) == 2:
+        gold = [_number(row.get(field), where, field) for field in ("gold_chosen", "gold_rejected")]
+    scores = [score for _, _, score in sides]
+    best_first = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable: chosen stays before rejected
+    return Preference(prompt, [responses[i] for i in best_first], [scores[i] for i in best_first], margin, gold, where)
+
+
+def _sides(row: dict, where: str) -> list[tuple[str, object, float]]:
+    """(field, response, score) of every response of a row; chosen ones score 1, rejected ones 0."""
+    if "responses" in row and "chosen" not in row:
+        measure = "scores" if row.get("scores") is not None else "ranks"
+        responses, values = row["responses"], row.get(measure)
+        if not isinstance(responses, list) or len(responses) < 2:
+            raise DataError(f"{where}: field 'responses' is not a list of two or more")
+        if not isinstance(values, list) or len(values) != len(responses):
+            raise DataError(f"{where}: field 'scores' or 'ranks' is not a list of one number for each response")
+        sign = 1 if measure == "scores" else -1  # rank 1 is the best
+        values = [sign * _number(value, where, measure) for value in values]
+        return [(f"responses[{i}]", r, value) for i, (r, value) in enumerate(zip(responses, values))]
+    sides = []
+    for field, score in (("chosen", 1.0), ("rejected", 0.0)):
+        if field not in row:
+            raise DataError(f"{where}: no field {field!r} (found: {', '.join(row) or 'nothing'})")
+        several = isinstance(row[field], list) and row[field] and all(isinstance(text, str) for text in row[field])
+        sides += [(field, value, score) for value in (row[field] if several else [row[field]])]
+    return sides
 
 
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}  # ShareGPT's names
@@ -271,19 +360,22 @@ class Tokenizer:
         special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
         ids = {k: backend.token_to_id(v) for k, v in self.names.items()}
 
-        template = config.get("chat_template") or PLAIN_TEMPLATE
+        # BOS exactly once: where the chat template writes it, and not from the tokenizer besides. That is what
+        # transformers does with a rendered dialogue. Only our own template asks the tokenizer whether it uses a BOS.
+        template, self.bos_id = config.get("chat_template"), ids.get("bos_token")
         if isinstance(template, list):  # several named ones
-            template = next((t["template"] for t in template if t.get("name") == "default"), PLAIN_TEMPLATE)
+            template = next((t["template"] for t in template if t.get("name") == "default"), None)
+        if not template:
+            adds_bos = config.get("add_bos_token", self.bos_id in backend.encode("").ids)
+            template = "{{ bos_token }}" * (adds_bos and self.bos_id is not None) + PLAIN_TEMPLATE
+        if not isinstance(template, str):
+            raise DataError(f"{where}: chat_template is {str(template)[:30]!r}, not text")
         self._template, self.template_source = None, template
-
-        # BOS exactly once: put in here, where the tokenizer itself would put one, unless the text starts with it.
-        self.bos_id = ids.get("bos_token")
-        adds_bos = config.get("add_bos_token", self.bos_id in backend.encode("").ids)
-        self.bos = [self.bos_id] if self.bos_id is not None and adds_bos else []
 
         # The end token. Probe the template: Qwen's base tokenizer has eos <|endoftext|> but turns end in <|im_end|>.
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
         self._probe = self.render(turns)
+        self.bos = self.names["bos_token"] if self._probe.startswith(self.names.get("bos_token", "\0")) else ""
         endings = [t for t in special if self._probe.rstrip().endswith(t)]
         self.end_token = max(endings, key=len) if endings else self.names.get("eos_token")
         self.end_id = None if self.end_token is None else backend.token_to_id(self.end_token)
@@ -349,57 +441,47 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
     def closing_template(self) -> str:
-        """The chat template, made to write the BOS and to end at the end token by itself.
+        """The chat template, made to end at the end token by itself.
 
         Others render with the template alone: were the rest left to `encode`, the same dialogue would have another last
         token there, and another reward.
         """
-        bos = "{{ bos_token }}" if self.bos and not self._probe.startswith(self.names["bos_token"]) else ""
-        closed = "text.rstrip()" if self._probe.rstrip().endswith(self.end_token) else "text + eos_token"
-        if not bos and self._probe.endswith(self.end_token):
+        if self._probe.endswith(self.end_token):
             return self.template_source
+        closed = "text.rstrip()" if self._probe.rstrip().endswith(self.end_token) else "text + eos_token"
         return (
             # The plus signs keep what jinja2 would trim around these two blocks.
-            f"{{% set text +%}}{self.template_source.removesuffix(chr(10))}{{%+ endset %}}{bos}"
+            f"{{% set text +%}}{self.template_source.removesuffix(chr(10))}{{%+ endset %}}"
             "{% if messages and messages[-1]['role'] == 'assistant' and not add_generation_prompt %}"
             f"{{{{ {closed} }}}}{{% else %}}{{{{ text }}}}{{% endif %}}"
         )
 
     def render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
         """The chat template's text for these messages, as transformers renders it (in jinja2's sandbox)."""
-        import jinja2.sandbox
-
         if self._template is None:
-            env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-                trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_tag()]
-            )
-            env.filters["tojson"] = lambda value, **style: json.dumps(value, **{"ensure_ascii": False} | style)
-            env.globals |= {"raise_exception": _raise_template_error, "strftime_now": _strftime_now}
-            try:
-                self._template = env.from_string(self.template_source)
-            except (jinja2.TemplateError, TypeError) as e:
-                raise DataError(f"{self.where}: the chat template is not valid ({e})") from None
+            self._template = compile_template(self.template_source, self.where)
         try:
-            values = {"messages": messages, "tools": None, "documents": None} | self.names
+            values = {"messages": messages, "tools": None, "documents": None, "_meter": [BUDGET]} | self.names
             text = self._template.render(values, add_generation_prompt=add_generation_prompt)
         except Exception as e:  # a template is somebody else's program: it may raise anything
-            raise DataError(f"{self.where}: the chat template refuses this dialogue ({e})") from None
+            raise DataError(f"{self.where}: the chat template refuses this dialogue ({e or repr(e)})") from None
         if not _is_text(text):
             raise DataError(f"{self.where}: the chat template makes half of a surrogate pair, which is not text")
         return text
 
     def encode(self, texts: list[str]) -> list[Encoded]:
-        """Rendered texts -> (ids as int32, the library's encoding, which lacks the BOS).
+        """Rendered texts -> (ids as int32, the library's encoding).
 
-        One BOS where the tokenizer uses one. One end token with nothing behind it: a template's closing newline is cut,
-        or the reward would be read there.
+        One BOS where the template writes one, also if such a text comes without. One end token with nothing behind it:
+        a template's closing newline is cut, or the reward would be read there.
         """
         closed = []
         for text in texts:
             stripped = text.rstrip()
-            closed.append(stripped if stripped.endswith(self.end_token) else text + self.end_token)
+            opening = "" if text.startswith(self.bos) else self.bos
+            closed.append(opening + (stripped if stripped.endswith(self.end_token) else text + self.end_token))
         encodings = self.backend.encode_batch(closed, add_special_tokens=False)
-        return [(np.array((self.bos if e.ids[:1] != self.bos else []) + e.ids, dtype=np.int32), e) for e in encodings]
+        return [(np.array(e.ids, dtype=np.int32), e) for e in encodings]
 
     def render_responses(self, prompt: Messages, responses: list[Messages]) -> tuple[list[str], int]:
         """The text of prompt + response for each response, and how many leading characters are prompt.
@@ -416,11 +498,11 @@ class Tokenizer:
         """The ids of some responses to one prompt, and how many leading ones are prompt: the same ids in all of them,
         whatever the tokenizer merges where prompt and response meet."""
         sequences, starts = [ids for ids, _ in encoded], []
-        for ids, encoding in encoded:
+        for _, encoding in encoded:
             # The first token that holds a character of the response. (Some characters belong to no token.)
             holding = (encoding.char_to_token(i) for i in range(prompt_chars, encoding.offsets[-1][1]))
             start = next((token for token in holding if token is not None), len(encoding.ids))
-            starts.append(start + len(ids) - len(encoding.ids))
+            starts.append(start)
         return sequences, min(*starts, common_prefix(sequences))
 
     def truncate(self, ids: list[np.ndarray], prompt_tokens: int, max_length: int):
@@ -438,30 +520,85 @@ class Tokenizer:
         return [np.concatenate((s[:bos], s[bos + excess :])) for s in ids], prompt_tokens - excess
 
 
-def _raise_template_error(message: str):
-    import jinja2
-
-    raise jinja2.TemplateError(message)
+BUDGET = 10**8  # characters that a chat template may make for one dialogue; every operation counts as 1,000
 
 
-def _generation_tag():
-    """{% generation %} … {% endgeneration %} marks what the assistant says, for others' loss masks: it is just text."""
+def compile_template(source: str, where: str):
+    """A chat template with what transformers gives one: functions, filters, tags and rules for white space.
+
+    A template is somebody else's program. jinja2's sandbox keeps it from reaching anything but its arguments, and a
+    meter (put around each operation, loop and output) from running for ever or filling the memory.
+    Raises: DataError where it is not valid.
+    """
     import jinja2.ext
+    from jinja2 import nodes
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.visitor import NodeTransformer
+
+    def too_much(what):
+        raise jinja2.TemplateError(f"it does too much: {what}")
+
+    @jinja2.pass_context
+    def metered(context, value):
+        value = list(value) if isinstance(value, Iterator) else value  # what map and select give
+        context["_meter"][0] -= 1000 + (len(value) if isinstance(value, (str, list, tuple, range)) else 0)
+        return value if context["_meter"][0] > 0 else too_much("does it ever end?")
+
+    def meter(node):
+        return nodes.Filter(node, "metered", [], [], None, None)
+
+    class Meter(NodeTransformer):
+        """Puts the meter into a parsed template."""
+
+        def generic_visit(self, node):
+            node = super().generic_visit(node)
+            if isinstance(node, nodes.For):
+                node.iter = meter(node.iter)
+            elif isinstance(node, nodes.AssignBlock):
+                node.filter = meter(node.filter)
+            elif isinstance(node, nodes.Output):
+                node.nodes = [n if isinstance(n, nodes.TemplateData) else meter(n) for n in node.nodes]
+            elif isinstance(node, nodes.CallBlock):
+                node.call = node.call.node  # has to stay a plain call
+            elif isinstance(node, nodes.Const) and isinstance(node.value, int) and node.value > BUDGET:
+                too_much(f"the number {node.value}")
+            elif isinstance(node, (nodes.BinExpr, nodes.Concat, nodes.Filter, nodes.Call)):
+                return meter(node)
+            return node
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(["*", "**"])  # "x" * 10**10 has to be stopped before it is made
+
+        def call_binop(self, context, operator, left, right):
+            a, b = (len(x) if hasattr(x, "__len__") else abs(x) for x in (left, right))
+            if (a * b if operator == "*" else a ** min(b, 64)) > BUDGET:
+                too_much(f"{operator} of {a} and {b}")
+            return super().call_binop(context, operator, left, right)
 
     class Generation(jinja2.ext.Extension):
+        """{% generation %} … {% endgeneration %} marks what the assistant says, for others' loss masks: just text."""
+
         tags = {"generation"}
 
         def parse(self, parser):
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    return Generation
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
+    def raise_exception(message):
+        raise jinja2.TemplateError(message)
 
-def _strftime_now(fmt: str) -> str:
-    import datetime
-
-    return datetime.datetime.now().strftime(fmt)
+    extensions = ["jinja2.ext.loopcontrols", Generation]
+    env = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    env.filters |= {"tojson": tojson, "metered": metered}
+    env.globals |= {"raise_exception": raise_exception,
+                    "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
+    try:
+        return env.from_string(Meter().visit(env.parse(source)))
+    except (jinja2.TemplateError, TypeError, RecursionError) as e:
+        raise DataError(f"{where}: the chat template is not valid ({e})") from None
 
 
 def common_prefix(sequences: list[np.ndarray]) -> int:
@@ -478,24 +615,45 @@ def common_prefix(sequences: list[np.ndarray]) -> int:
 
 @dataclasses.dataclass
 class Pairs:
-    """n tokenised pairs in flat arrays, 4 bytes a token. Sequence 2i is pair i's chosen side, 2i+1 its rejected one."""
+    """R tokenised rows in flat arrays, 4 bytes a token: their S sequences, and the n pairs among them, row by row."""
 
     ids: np.ndarray  # (all tokens,) int32
-    offsets: np.ndarray  # (2n+1,) int64: sequence s is ids[offsets[s]:offsets[s+1]]
-    prompt_tokens: np.ndarray  # (n,) how many leading tokens both sides share as prompt
+    offsets: np.ndarray  # (S+1,) int64: sequence s is ids[offsets[s]:offsets[s+1]]
+    row_sequences: np.ndarray  # (R+1,) row r has the sequences row_sequences[r] … row_sequences[r+1] − 1
+    row_pairs: np.ndarray  # (R+1,) and these pairs
+    chosen: np.ndarray  # (n,) of each pair the better sequence
+    rejected: np.ndarray  # (n,) and the worse one
+    prompt_tokens: np.ndarray  # (R,) how many leading tokens all sequences of a row share as prompt
     margin: np.ndarray  # (n,) float32, nats
     prompt_group: np.ndarray  # (n,) equal numbers: same prompt
-    gold: np.ndarray | None = None  # (n, 2) true rewards of chosen and rejected, where all rows have them
+    true_rewards: np.ndarray | None = None  # (S,) where all rows have them
 
     def __len__(self) -> int:
-        return len(self.margin)
+        return len(self.chosen)
+
+    @property
+    def rows(self) -> int:
+        return len(self.prompt_tokens)
+
+    @property
+    def gold(self) -> np.ndarray | None:
+        """(n, 2) true rewards of chosen and rejected."""
+        return None if self.true_rewards is None else self.of_pairs(self.true_rewards)
+
+    def of_pairs(self, values: np.ndarray) -> np.ndarray:
+        """(S,) values of sequences -> (n, 2) of the chosen and rejected one of every pair."""
+        return np.stack([values[self.chosen], values[self.rejected]], axis=1)
 
     def sequence(self, s: int) -> np.ndarray:
         return self.ids[self.offsets[s] : self.offsets[s + 1]]
 
+    def row(self, r: int) -> list[np.ndarray]:
+        """The sequences of a row."""
+        return [self.sequence(s) for s in range(self.row_sequences[r], self.row_sequences[r + 1])]
+
     def lengths(self) -> np.ndarray:
         """(n, 2) tokens of the chosen and rejected sequence."""
-        return np.diff(self.offsets).reshape(-1, 2)
+        return self.of_pairs(np.diff(self.offsets))
 
 
 def encode_preferences(
@@ -507,24 +665,27 @@ def encode_preferences(
     `malformed` rows were already left out in reading. Raises: DataError naming a row the chat template refuses, unless
     skip_bad_rows.
     """
-    reasons = ("malformed", "refused by the template", "empty side", "identical sides", "too long")
+    reasons = ("malformed", "all tied", "refused by the template", "empty side", "identical sides", "too long")
     left_out = dict.fromkeys(reasons, 0) | {"malformed": malformed}
 
     def render(preferences):
-        """Those that have two sides and are taken by the template: (preference, texts, prompt characters)."""
+        """Those that compare something and are taken by the template: (preference, texts, prompt characters)."""
         for p in preferences:
-            if not all(side and side[-1]["content"].strip() for side in (p.chosen, p.rejected)):
+            if not all(response and response[-1]["content"].strip() for response in p.responses):
                 left_out["empty side"] += 1
                 continue
+            if not p.pairs():
+                left_out["all tied"] += 1
+                continue
             try:
-                yield p, *tokenizer.render_responses(p.prompt, [p.chosen, p.rejected])
+                yield p, *tokenizer.render_responses(p.prompt, p.responses)
             except DataError as e:
                 if not skip_bad_rows:
                     raise DataError(f"{p.where}: {e}") from None
                 left_out["refused by the template"] += 1
 
     def encode_ahead():
-        """Blocks of rendered pairs and their encodings; a thread encodes one block while the next is rendered."""
+        """Blocks of rendered rows and their encodings; a thread encodes one block while the next is rendered."""
         with ThreadPoolExecutor(max_workers=1) as thread:
             rendered, waiting = render(preferences), []
             while block := list(itertools.islice(rendered, 1024)):
@@ -537,11 +698,11 @@ def encode_preferences(
     sequences, prompt_tokens, kept, truncated = [], [], [], 0
     for block, encodings in encode_ahead():
         encoded = iter(encodings.result())
-        for p, _, prompt_chars in block:
-            ids, shared = tokenizer.split_prompt([next(encoded), next(encoded)], prompt_chars)
+        for p, texts, prompt_chars in block:
+            ids, shared = tokenizer.split_prompt(list(itertools.islice(encoded, len(texts))), prompt_chars)
             too_long = max(map(len, ids)) > max_length
             fitted = None if too_long and drop_long else tokenizer.truncate(ids, shared, max_length)
-            if np.array_equal(*ids):
+            if any(np.array_equal(ids[i], ids[j]) for i, j in p.pairs()):
                 left_out["identical sides"] += 1
             elif fitted is None:
                 left_out["too long"] += 1
@@ -552,23 +713,33 @@ def encode_preferences(
                 kept.append(p)
 
     groups: dict[str, int] = {}
+    row_pairs, first = [p.pairs() for p in kept], np.cumsum([0, *(len(p.responses) for p in kept)], dtype=np.int64)
+    pairs_of_row = list(map(len, row_pairs))
+    both = np.array([pair for pairs in row_pairs for pair in pairs], dtype=np.int64).reshape(-1, 2)  # within the row
+    both += np.repeat(first[:-1], pairs_of_row)[:, None]
     pairs = Pairs(
         ids=np.concatenate(sequences) if kept else np.zeros(0, np.int32),
         offsets=np.cumsum([0, *map(len, sequences)], dtype=np.int64),
+        row_sequences=first,
+        row_pairs=np.cumsum([0, *pairs_of_row], dtype=np.int64),
+        chosen=both[:, 0],
+        rejected=both[:, 1],
         prompt_tokens=np.array(prompt_tokens, dtype=np.int64),
-        margin=np.array([p.margin for p in kept], dtype=np.float32),
-        prompt_group=np.array([groups.setdefault(p.key(), len(groups)) for p in kept], dtype=np.int64),
-        gold=np.array([p.gold for p in kept]) if kept and all(p.gold for p in kept) else None,
+        margin=np.repeat(np.array([p.margin for p in kept], dtype=np.float32), pairs_of_row),
+        prompt_group=np.repeat([groups.setdefault(p.key(), len(groups)) for p in kept], pairs_of_row).astype(np.int64),
+        true_rewards=np.array([r for p in kept for r in p.gold]) if kept and all(p.gold for p in kept) else None,
     )
     return pairs, audit_of(pairs, kept, left_out, truncated)
 
 
 def audit_of(pairs: Pairs, kept: list[Preference], left_out: dict[str, int], truncated: int) -> dict:
-    """What the kept pairs look like, beside what was left out."""
+    """What the kept rows look like, beside what was left out."""
     seen: dict[tuple, int] = {}
     for p in kept:
-        sides = (p.key(), _text(p.chosen), _text(p.rejected))
-        seen[sides] = seen.get(sides, 0) + 1
+        key, texts = p.key(), list(map(_text, p.responses))
+        for i, j in p.pairs():
+            sides = (key, texts[i], texts[j])
+            seen[sides] = seen.get(sides, 0) + 1
     lengths = pairs.lengths()
     longer = np.sign(lengths[:, 0] - lengths[:, 1])
     tokens = {f"p{q}": int(np.percentile(lengths.max(1), q)) for q in (50, 90, 99, 100)} if kept else {}
@@ -576,6 +747,7 @@ def audit_of(pairs: Pairs, kept: list[Preference], left_out: dict[str, int], tru
         "read": len(kept) + sum(left_out.values()),
         "kept": len(kept),
         "left_out": left_out,
+        "pairs": len(pairs),
         "prompts": len(np.unique(pairs.prompt_group)),
         "duplicates": sum(count - 1 for count in seen.values()),
         "contradictions": sum((key, loser, winner) in seen for key, winner, loser in seen) // 2,
@@ -588,8 +760,9 @@ def audit_of(pairs: Pairs, kept: list[Preference], left_out: dict[str, int], tru
 def describe_audit(name: str, audit: dict) -> str:
     """The audit in two lines for a terminal."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in audit["left_out"].items() if count)
-    line = f"{name}: {audit['read']} pairs read = {audit['kept']} kept + {sum(audit['left_out'].values())} left out"
-    line += f" ({reasons})" if reasons else ""
+    of = "pairs" if audit["pairs"] == audit["kept"] else "rows"
+    line = f"{name}: {audit['read']} {of} read = {audit['kept']} kept + {sum(audit['left_out'].values())} left out"
+    line += (f" ({reasons})" if reasons else "") + (f"; {audit['pairs']} pairs" if of == "rows" else "")
     if not audit["kept"]:
         return line
     tokens = " / ".join(str(v) for v in audit["longest_side_tokens"].values())
@@ -618,17 +791,18 @@ class Trees(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B pairs as the model takes them, padded on the right or, with trees, in one row."""
+    """N sequences as the model takes them, padded on the right or, with trees, in one row; and B pairs of them."""
 
-    input_ids: Tensor  # (2B, T): rows 0 … B−1 chosen, B … 2B−1 rejected; or (1, T) with trees
-    attention_mask: Tensor | None  # (2B, T)
-    trees: Trees | None  # its `last`: 0 … B−1 chosen, B … 2B−1 rejected
+    input_ids: Tensor  # (N, T); or (1, T) with trees
+    attention_mask: Tensor | None  # (N, T)
+    trees: Trees | None
+    chosen: Tensor  # (B,) which of the N is the better one of each pair
+    rejected: Tensor  # (B,) and which the worse
     margin: Tensor  # (B,)
+    weight: Tensor  # (B,) the pairs of one row weigh 1 together
 
     def to(self, device) -> "Batch":
-        mask, trees = self.attention_mask, self.trees
-        return Batch(self.input_ids.to(device), mask if mask is None else mask.to(device),
-                     trees and trees.to(device), self.margin.to(device))
+        return Batch(*(part if part is None else part.to(device) for part in self))
 
 
 def pad_right(sequences: list[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -640,14 +814,21 @@ def pad_right(sequences: list[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]
     return input_ids, (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
 
 
-def collate(pairs: Pairs, index: np.ndarray, pad_id: int, shared_prompts: bool = False) -> Batch:
-    """The pairs of `index` as one Batch."""
-    margin = torch.from_numpy(pairs.margin[index])
+def collate(pairs: Pairs, rows: np.ndarray, pad_id: int, shared_prompts: bool = False) -> Batch:
+    """These rows, with all their sequences and pairs, as one Batch."""
+    groups, chosen, rejected, margin, weight, before = [pairs.row(r) for r in rows], [], [], [], [], 0
+    for r, group in zip(rows, groups):
+        mine = slice(pairs.row_pairs[r], pairs.row_pairs[r + 1])
+        chosen.append(pairs.chosen[mine] - pairs.row_sequences[r] + before)
+        rejected.append(pairs.rejected[mine] - pairs.row_sequences[r] + before)
+        margin.append(pairs.margin[mine])
+        weight.append(np.full(len(margin[-1]), 1 / len(margin[-1]), dtype=np.float32))
+        before += len(group)
+    of_pairs = [torch.from_numpy(np.concatenate(parts)) for parts in (chosen, rejected, margin, weight)]
     if shared_prompts:
-        input_ids, trees = pack([[pairs.sequence(2 * i), pairs.sequence(2 * i + 1)] for i in index])
-        return Batch(input_ids, None, trees._replace(last=trees.last.view(-1, 2).T.reshape(-1)), margin)
-    sequences = [pairs.sequence(2 * i) for i in index] + [pairs.sequence(2 * i + 1) for i in index]
-    return Batch(*pad_right(sequences, pad_id), None, margin)
+        input_ids, trees = pack(groups)
+        return Batch(input_ids, None, trees, *of_pairs)
+    return Batch(*pad_right([s for group in groups for s in group], pad_id), None, *of_pairs)
 
 
 # ---------------------------------------------------------------- speed: the shared-prompt form
@@ -689,7 +870,7 @@ def pack(groups: list[list[np.ndarray]]) -> tuple[Tensor, Trees]:
 
 @functools.lru_cache(maxsize=2)
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of n pairs in one epoch: a permutation that depends on seed and epoch alone."""
+    """The order of n rows in one epoch: a permutation that depends on seed and epoch alone."""
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
@@ -697,19 +878,20 @@ def step_batches(
     pairs: Pairs, step: int, batch_size: int, accumulation: int = 1, rank: int = 0, ranks: int = 1, seed: int = 0,
     tokens_per_batch: int | None = None, shared_prompts: bool = True,
 ) -> tuple[list[np.ndarray], int]:
-    """This rank's micro-batches (arrays of pair numbers) of optimizer step 0, 1, …, and how many pairs the step has.
+    """This rank's micro-batches (arrays of row numbers) of optimizer step 0, 1, …, and how many rows the step has.
 
-    A function of the step number alone, so resuming needs no cursor but the step. The pairs of a step do not depend
-    on accumulation and ranks, which only share them out, each pair once: sorted by length, then dealt like cards, so
+    A function of the step number alone, so resuming needs no cursor but the step. The rows of a step do not depend
+    on accumulation and ranks, which only share them out, each row once: sorted by length, then dealt like cards, so
     that micro-batches and ranks have about the same to do. (Without shared prompts they are cut into runs of similar
     length, so that there is little padding.) With tokens_per_batch there are as many micro-batches as it takes for
-    each to hold at most so many tokens, prompts counted once, or a single pair. An epoch's last step may be smaller; a
+    each to hold at most so many tokens, prompts counted once, or a single row. An epoch's last step may be smaller; a
     rank that gets nothing then returns [] and has to sit the step out without leaving the others waiting.
     """
-    per_epoch = math.ceil(len(pairs) / batch_size)
+    per_epoch = math.ceil(pairs.rows / batch_size)
     epoch, place = divmod(step, per_epoch)
-    index = epoch_order(len(pairs), seed, epoch)[place * batch_size : (place + 1) * batch_size]
-    tokens = pairs.offsets[2 * index + 2] - pairs.offsets[2 * index] - pairs.prompt_tokens[index]
+    index = epoch_order(pairs.rows, seed, epoch)[place * batch_size : (place + 1) * batch_size]
+    first, behind = pairs.row_sequences[index], pairs.row_sequences[index + 1]
+    tokens = pairs.offsets[behind] - pairs.offsets[first] - (behind - first - 1) * pairs.prompt_tokens[index]
     order = np.argsort(-tokens, kind="stable")
     index, tokens = index[order], tokens[order]
     count = accumulation * ranks

@@ -4,8 +4,9 @@
     python eval.py score  RUN < texts.jsonl          a reward for every row
     python eval.py rank   RUN < candidates.jsonl     responses of each row, best first
 
-RUN is any folder with config.json, tokenizer.json and safetensors. Whatever the command, and in training too, a text
-becomes a reward in one way: Tokenizer renders and encodes it, and the reward is read at its end token.
+RUN is any folder with config.json, tokenizer.json and safetensors, or owner/name on the Hugging Face hub. Whatever the
+command, and in training too, a text becomes a reward in one way: Tokenizer renders and encodes it, and the reward is
+read at its end token.
 
 From Python:  model = RewardModel.from_pretrained("runs/toy")
               score(model, [{"prompt": "Which colour is grass?", "response": "It is green."}])  # one reward a row
@@ -28,7 +29,7 @@ import torch
 import torch.distributed as dist
 
 from data import DataError, Pairs, Tokenizer, common_prefix, describe_audit, encode_preferences, pack, pad_right
-from data import parse_lines, read_preferences, read_rows, to_messages
+from data import model_folder, parse_lines, read_preferences, read_rows, to_messages
 from loss import bradley_terry_loss, pairwise_accuracy
 from model import CheckpointError, RewardModel
 
@@ -182,16 +183,16 @@ def check_ids(ids: np.ndarray, model: RewardModel, where: str) -> np.ndarray:
 
 
 def score_pairs(model, pairs: Pairs, **options) -> np.ndarray:
-    """Rewards of chosen and rejected, (n, 2). Under torch.distributed every rank scores its share, each pair once."""
+    """Rewards of chosen and rejected, (n, 2). Under torch.distributed every rank scores its share, each row once."""
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine = np.arange(len(pairs))[rank::ranks]
-    groups = [[pairs.sequence(2 * i), pairs.sequence(2 * i + 1)] for i in mine]
-    rewards = torch.zeros(len(pairs), 2)
-    rewards[mine] = torch.from_numpy(score_groups(model, groups, **options)).view(-1, 2)
+    mine = range(pairs.rows)[rank::ranks]
+    rewards = torch.zeros(len(pairs.offsets) - 1)  # (S,)
+    places = np.concatenate([np.arange(pairs.row_sequences[r], pairs.row_sequences[r + 1]) for r in mine] or [[]])
+    rewards[places.astype(np.int64)] = torch.from_numpy(score_groups(model, [pairs.row(r) for r in mine], **options))
     if ranks > 1:  # zeros elsewhere, so a sum puts the shares together
         rewards = rewards.to(next(model.parameters()).device)
         dist.all_reduce(rewards)
-    return rewards.cpu().numpy()
+    return pairs.of_pairs(rewards.cpu().numpy())
 
 
 def report(rewards: np.ndarray, pairs: Pairs) -> dict:
@@ -431,7 +432,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="report | score | rank")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("run", metavar="RUN", help="folder with config.json, tokenizer.json and safetensors")
+    common.add_argument("run", metavar="RUN", help="folder with config.json, tokenizer.json and safetensors, or "
+                        "owner/name on the hub")
+    common.add_argument("--revision", help="branch, tag or commit of a RUN on the hub (default: main)")
     common.add_argument("--output", metavar="FILE", help="score, rank: write here, not to standard output; report: "
                         "also write every figure here as JSON. The file appears when it is complete")
     common.add_argument("--max-length", type=number(int, above=0), metavar="TOKENS",
@@ -459,8 +462,9 @@ def main(argv: list[str] | None = None) -> int:
     p.set_defaults(run_command=command_rank)
     args = parser.parse_args(argv)
     try:
-        model = RewardModel.from_pretrained(args.run).to(pick_device(args.device)).eval()
-        tokenizer = Tokenizer.from_folder(args.run)
+        folder = model_folder(args.run, args.revision)
+        model = RewardModel.from_pretrained(folder).to(pick_device(args.device)).eval()
+        tokenizer = Tokenizer.from_folder(folder)
         max_length = usable_length(model, tokenizer, args.max_length)
         options = {"tokens_per_batch": args.tokens_per_batch, "dtype": torch.bfloat16 if args.bf16 else None}
         args.run_command(args, model, tokenizer, max_length, options)

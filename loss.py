@@ -15,6 +15,9 @@ Read the gradient as "minus the probability the model still gives to the wrong a
 confidence pulls at nothing, a pair it has backwards pulls with full strength. A model that knows nothing has
 Δ = 0 and loss log 2 = 0.693. Adding a constant to every reward changes nothing, so a reward has no zero point.
 
+If K responses to one prompt were compared, the loss of that prompt is the mean over its pairs, so that it counts once
+(the 1 / (K choose 2) of InstructGPT's eq 1). That is the `weight` of a pair.
+
 Shapes: B pairs. r_chosen is r_w, r_rejected is r_l, both (B,). Rewards and losses are in nats.
 """
 import torch
@@ -28,6 +31,7 @@ def bradley_terry_loss(
     margin: Tensor | None = None,
     label_smoothing: float = 0.0,
     centering: float = 0.0,
+    weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """−log σ(r_w − r_l − m), with two optional terms; computed in float32 whatever comes in.
@@ -41,8 +45,10 @@ def bradley_terry_loss(
                     It fixes the free constant: the mean of every pair is drawn to 0. Rewards of different prompts
                     are still not comparable: a prompt with good responses only is drawn to 0 as well.
 
+    weight          (B,): how much a pair counts in the mean, Σ weight · loss / Σ weight.
+
     Args:    r_chosen, r_rejected: (B,) rewards, in nats.
-    Returns: a scalar for reduction="mean", (B,) for "none". log 2 = 0.693 is a coin flip.
+    Returns: a scalar for reduction="mean", (B,) for "none", which no weight changes. log 2 = 0.693 is a coin flip.
     Raises:  ValueError on unequal shapes, B = 0, ε outside [0, 0.5) or λ below 0.
     """
     _check_shapes(r_chosen, r_rejected)
@@ -71,24 +77,31 @@ def bradley_terry_loss(
         loss = (1 - label_smoothing) * loss + label_smoothing * flipped
     if centering > 0:
         loss = loss + centering * (r_chosen + r_rejected).square()
-    return loss.mean() if reduction == "mean" else loss
+    return loss if reduction == "none" else _mean(loss, weight)
 
 
-def pairwise_accuracy(r_chosen: Tensor, r_rejected: Tensor) -> tuple[Tensor, Tensor]:
+def pairwise_accuracy(r_chosen: Tensor, r_rejected: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Share of pairs ranked as the label says, and how many pairs are ties.
 
     A tie counts half: a model that gives everything the same reward decides nothing and scores 0.5, neither 0
     (which a plain `>` would say) nor 1 (`>=`). Ties are returned beside it, because many of them mean that
     something is broken: low precision, or a reward read from a token both sides share.
 
-    Args:    r_chosen, r_rejected: (B,) rewards.
+    Args:    r_chosen, r_rejected: (B,) rewards; weight: (B,), as above.
     Returns: accuracy (scalar, 0 to 1), ties (scalar, a number of pairs).
     Raises:  ValueError on unequal shapes or B = 0.
     """
     _check_shapes(r_chosen, r_rejected)
-    ties = (r_chosen == r_rejected).sum()
-    wins = (r_chosen > r_rejected).sum()
-    return (wins.double() + 0.5 * ties) / r_chosen.numel(), ties
+    tied = r_chosen == r_rejected
+    right = (r_chosen > r_rejected).double() + 0.5 * tied  # (B,)
+    return _mean(right, weight), tied.sum()
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return values.mean()
+    _check_shapes(values, weight)
+    return (weight * values).sum() / weight.sum()
 
 
 def _check_shapes(a: Tensor, b: Tensor) -> None:

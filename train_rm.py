@@ -35,7 +35,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from data import DataError, Tokenizer, collate, describe_audit, encode_preferences, parse_preference, read_preferences
-from data import gold_reward, split_by_prompt, step_batches, toy_preferences
+from data import gold_reward, model_folder, split_by_prompt, step_batches, toy_preferences
 from eval import check_ids, describe, number, pick_device, replacing, report, score, score_pairs, usable_length
 from loss import bradley_terry_loss, pairwise_accuracy
 from model import CheckpointError, RewardModel, RowsInUse, read_json
@@ -60,11 +60,13 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     )
     flag = argparse.BooleanOptionalAction
     add = parser.add_argument_group("what to learn from").add_argument
-    add("--model", metavar="DIR", help="folder with config.json, tokenizer.json and safetensors to start from; a "
-        "reward head in it is kept, otherwise a new one is made (default: a small decoder from scratch)")
+    add("--model", metavar="DIR", help="folder with config.json, tokenizer.json and safetensors to start from, or "
+        "owner/name on the Hugging Face hub; a reward head in it is kept, otherwise a new one is made (default: a "
+        "small decoder from scratch)")
+    add("--revision", help="branch, tag or commit of a --model on the hub (default: main)")
     files = {"nargs": "+", "action": "extend", "metavar": "FILE"}
-    add("--data", **files, help="preference pairs, .jsonl or .json, gzipped or not, or a folder; parse_preference in "
-        "data.py lists the layouts (default: the toy world)")
+    add("--data", **files, help="preference pairs, .jsonl or .json, gzipped or not, a folder, or "
+        "hub:owner/name/FILE; parse_preference in data.py lists the layouts (default: the toy world)")
     add("--eval-data", **files, help="held-out pairs (default: hold out some prompts of --data)")
     add("--eval-fraction", type=number(float, above=0, below=1), help="share of prompts to hold out (default: 0.1; in "
         "the toy world 1/6)")
@@ -83,7 +85,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("how long and how fast").add_argument
     add("--epochs", type=positive, default=1.0, help="passes over the training pairs")
     add("--max-steps", type=natural, help="optimizer steps, instead of --epochs")
-    add("--batch-size", type=natural, default=64, help="pairs per optimizer step, over all processes")
+    add("--batch-size", type=natural, default=64, help="rows per optimizer step, over all processes: pairs, or K "
+        "responses with all their pairs")
     add("--gradient-accumulation-steps", type=natural, default=1, help="cut each process's share of a step into this "
         "many forward passes, to save memory; the step stays the same")
     add("--tokens-per-batch", type=natural, help="instead of --gradient-accumulation-steps: as many forward passes as "
@@ -125,6 +128,11 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
 
     if args.hidden_size % (2 * args.num_attention_heads):
         parser.error(f"--hidden-size {args.hidden_size} is not a multiple of twice {args.num_attention_heads} heads")
+    scratch = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    if args.model and (given := [name for name in scratch if getattr(args, name) != parser.get_default(name)]):
+        parser.error(f"--{given[0].replace('_', '-')} is for a model from scratch; --model has its own")
+    if args.revision and not args.model:
+        parser.error("--revision needs --model")
     if args.bf16 and args.fp16:
         parser.error("choose one of --bf16 and --fp16")
     ranks = world()[1]
@@ -172,12 +180,13 @@ def load_preferences(args) -> tuple[list, list, dict]:
 def build_model(args, train_set: list, resume: Path | None) -> tuple[RewardModel, Tokenizer]:
     """The model to train and its tokenizer: from a checkpoint, from --model, or from scratch."""
     torch.manual_seed(args.seed)
-    if source := resume or args.model:
+    if resume or args.model:
+        source = resume or model_folder(args.model, args.revision)
         model, tokenizer = RewardModel.from_pretrained(source, fresh_head=not resume), Tokenizer.from_folder(source)
         for key in ("mean", "std"):  # what --normalize left there is of other weights from now on
             model.config.raw.pop(key, None)
         return model, tokenizer
-    texts = [m["content"] for p in train_set for m in (*p.prompt, *p.chosen, *p.rejected)]
+    texts = [m["content"] for p in train_set for messages in (p.prompt, *p.responses) for m in messages]
     tokenizer = Tokenizer.train([*texts, "User: Assistant: System:"], args.vocab_size)
     model = RewardModel.from_scratch({
         "model_type": "llama", "vocab_size": tokenizer.backend.get_vocab_size(), "hidden_size": args.hidden_size,
@@ -364,7 +373,8 @@ def find_checkpoint(args) -> Path:
 
 def fingerprint(pairs) -> str:
     """Equal for equal training data, tokens and all."""
-    return hashlib.sha256(pairs.ids.tobytes() + pairs.offsets.tobytes() + pairs.margin.tobytes()).hexdigest()
+    arrays = (pairs.ids, pairs.offsets, pairs.chosen, pairs.rejected, pairs.margin)
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
 def options_that_decide(args) -> dict:
@@ -378,18 +388,18 @@ def options_that_decide(args) -> dict:
 
 # ---------------------------------------------------------------- the loop
 
-LOGGED = ("loss", "accuracy", "mean_margin", "mean_reward", "mean_abs_reward")  # means over pairs; rewards in nats
+LOGGED = ("loss", "accuracy", "mean_margin", "mean_reward", "mean_abs_reward")  # means over rows; rewards in nats
 
 
 def accumulate_gradients(model, batches: list, n: int, args, scaler, idle: bool = False) -> torch.Tensor:
     """Add the gradient of a step's mean loss to the parameters, one micro-batch after the other.
 
-    Each pair weighs 1/n, whatever micro-batch and rank it is in, so that accumulation and ranks take the step of the
-    big batch, ragged last step included. (The usual loss / accumulation_steps favours pairs of small micro-batches.)
+    Each row weighs 1/n, whatever micro-batch and rank it is in, so that accumulation and ranks take the step of the
+    big batch, ragged last step included. (The usual loss / accumulation_steps favours rows of small micro-batches.)
 
     Args:    model: a RewardModel or its DistributedDataParallel.  batches: this rank's micro-batches, data.Batch.
-             n: pairs of the step over all ranks.  idle: the rank has no pairs, and joins in with weight 0.
-    Returns: (6,) sums over this rank's pairs: what LOGGED names, and the number of pairs.
+             n: rows of the step over all ranks.  idle: the rank has no rows, and joins in with weight 0.
+    Returns: (6,) sums over this rank's rows: what LOGGED names, and the number of rows.
     """
     device, ranks = batches[0].input_ids.device, world()[1]
     sums = torch.zeros(6, device=device, dtype=torch.float64)
@@ -398,19 +408,21 @@ def accumulate_gradients(model, batches: list, n: int, args, scaler, idle: bool 
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1  # ranks exchange gradients once, in the last backward pass
             with contextlib.nullcontext() if ranks == 1 or last else model.no_sync():
-                rewards = model(batch.input_ids, batch.attention_mask, batch.trees)  # (2B,)
-                r_chosen, r_rejected = rewards.chunk(2)  # (B,) each
-                centering = args.center_rewards_coefficient
-                loss = bradley_terry_loss(r_chosen, r_rejected, batch.margin, args.label_smoothing, centering)
-                weight = 0 if idle else len(r_chosen) / n
+                rewards = model(batch.input_ids, batch.attention_mask, batch.trees)  # (N,)
+                r_chosen, r_rejected = rewards[batch.chosen], rewards[batch.rejected]  # (B,) each
+                loss = bradley_terry_loss(r_chosen, r_rejected, batch.margin, args.label_smoothing,
+                                          args.center_rewards_coefficient, batch.weight)
+                rows = batch.weight.sum()
                 with torch.autocast(device.type, enabled=False):  # backward runs in the types that forward chose
-                    scaler.scale(loss * weight * ranks).backward()  # DDP averages over ranks, hence the factor
+                    share = 0 if idle else rows / n
+                    scaler.scale(loss * share * ranks).backward()  # DDP averages over ranks, hence the factor
             if not idle:
                 with torch.no_grad():
-                    accuracy, _ = pairwise_accuracy(r_chosen, r_rejected)
-                    gap = (r_chosen - r_rejected).mean()
-                    values = (loss, accuracy, gap, rewards.mean(), rewards.abs().mean(), torch.ones_like(loss))
-                    sums += len(r_chosen) * torch.stack([v.double() for v in values])
+                    accuracy, _ = pairwise_accuracy(r_chosen, r_rejected, batch.weight)
+                    of_pairs = (r_chosen - r_rejected, (r_chosen + r_rejected) / 2,
+                                (r_chosen.abs() + r_rejected.abs()) / 2)
+                    means = [(batch.weight * x).sum() / rows for x in of_pairs]
+                    sums += rows * torch.stack([v.double() for v in (loss, accuracy, *means, torch.ones_like(loss))])
     return sums
 
 
@@ -418,7 +430,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
     """Train in place, log and save. Returns the steps done, or None where a signal stopped it; a checkpoint is then
     written."""
     (rank, ranks), output, device = world(), Path(args.output), next(model.parameters()).device
-    per_epoch = math.ceil(len(pairs) / args.batch_size)
+    per_epoch = math.ceil(pairs.rows / args.batch_size)
     total = args.max_steps or max(1, math.ceil(args.epochs * per_epoch))
     eval_steps = args.eval_steps or math.ceil(total / 3)
 
@@ -469,7 +481,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
             optimizer.zero_grad(set_to_none=True)
 
             # log the mean over all pairs and ranks since the last line
-            done, pairs_done = step + 1, pairs_done + n
+            done, pairs_done = step + 1, pairs_done + n * len(pairs) / pairs.rows
             sums = torch.cat([sums, sums.new_tensor([bool(stop)])])  # ranks agree whether to stop
             if ranks > 1:
                 dist.all_reduce(sums)

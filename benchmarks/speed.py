@@ -55,7 +55,7 @@ def prepare(folder: Path, shape: dict, data: str, n: int, max_length: int) -> No
     from model import RewardModel
 
     preferences, _ = read_preferences(data)
-    texts = [m["content"] for p in preferences for m in (*p.prompt, *p.chosen, *p.rejected)]
+    texts = [m["content"] for p in preferences for messages in (p.prompt, *p.responses) for m in messages]
     tokenizer = Tokenizer.train([*texts, "User: Assistant: System:"], 16384)
     fits = [p for p in preferences if encode_preferences([p], tokenizer, max_length, drop_long=True)[1]["kept"]][: n + 2]
     if len(fits) < n + 2:
@@ -124,7 +124,7 @@ def train_ours(folder: Path, s: dict) -> dict:
     status = train_rm.main([
         "--model", str(folder / "model"), "--data", str(folder / "pairs.jsonl"), "--eval-data",
         str(folder / "held_out.jsonl"), "--output", str(folder / "run"), "--batch-size", str(s["batch"] * s["accumulation"]),
-        "--gradient-accumulation-steps", str(s["accumulation"]), "--lr", "1e-5", "--lr-scheduler", "constant",
+        "--gradient-accumulation-steps", str(s["accumulation"]), "--lr", str(s["lr"]), "--lr-scheduler", "constant",
         "--warmup-ratio", "0", "--weight-decay", "0", "--logging-steps", "1", "--eval-steps", "100000",
         "--max-length", str(s["max_length"]), "--device", s["device"], *dtype, *s.get("options", []),
     ])
@@ -144,7 +144,7 @@ def train_trl(folder: Path, s: dict) -> dict:
     ids = json.loads((folder / "ids.json").read_text())
     config = trl.RewardConfig(
         output_dir=str(folder / "trl"), max_length=s["max_length"], per_device_train_batch_size=s["batch"],
-        gradient_accumulation_steps=s["accumulation"], learning_rate=1e-5, lr_scheduler_type="constant",
+        gradient_accumulation_steps=s["accumulation"], learning_rate=s["lr"], lr_scheduler_type="constant",
         num_train_epochs=1, logging_steps=1, save_strategy="no", report_to="none", bf16=s["dtype"] == "bf16",
         gradient_checkpointing=False, use_cpu=s["device"] == "cpu", train_sampling_strategy="sequential",
     )
@@ -190,7 +190,7 @@ def train_llamafactory(folder: Path, s: dict) -> dict:
     run_exp(dict(
         stage="rm", do_train=True, finetuning_type="full", template="empty", dataset="pairs", cutoff_len=s["max_length"],
         model_name_or_path=str(folder / "model"), output_dir=str(folder / "llamafactory"), overwrite_output_dir=True,
-        per_device_train_batch_size=s["batch"], gradient_accumulation_steps=s["accumulation"], learning_rate=1e-5,
+        per_device_train_batch_size=s["batch"], gradient_accumulation_steps=s["accumulation"], learning_rate=s["lr"],
         lr_scheduler_type="constant", num_train_epochs=1, logging_steps=1, save_strategy="no", report_to="none",
         bf16=s["dtype"] == "bf16", use_cpu=s["device"] == "cpu", disable_shuffling=True, remove_unused_columns=False,
         disable_gradient_checkpointing=True,
@@ -334,7 +334,7 @@ def command_train(args) -> None:
                "llamafactory": args.llamafactory}
     runners = {who: python for who, python in runners.items() if python}
     settings = {"batch": args.batch, "accumulation": args.accumulation, "dtype": args.dtype, "device": args.device,
-                "max_length": args.max_length}
+                "lr": 1e-5, "max_length": args.max_length}
     runs, floors = {who: [] for who in runners}, []
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), SHAPES[args.shape], args.data, args.pairs, args.max_length)
@@ -397,8 +397,9 @@ def grow(folder: Path, s: dict) -> dict:
     model, rng, length = RewardModel.from_scratch(s["shape"]), np.random.default_rng(0), s["length"]
     prompts = rng.integers(5, 16000, (4, length // 2))
     sides = [np.concatenate((prompts[i // 2], rng.integers(5, 16000, length - length // 2))) for i in range(8)]
-    pairs = Pairs(np.concatenate(sides).astype(np.int32), np.arange(9) * length, np.full(4, length // 2),
-                  np.zeros(4, np.float32), np.arange(4))
+    two, four = np.arange(5) * 2, np.arange(4)
+    pairs = Pairs(np.concatenate(sides).astype(np.int32), np.arange(9) * length, two, np.arange(5), 2 * four, 2 * four + 1,
+                  np.full(4, length // 2), np.zeros(4, np.float32), four)
     parameters = sum(p.numel() for p in model.parameters())
     model.model.embed_tokens = RowsInUse(model.model.embed_tokens, torch.from_numpy(np.unique(pairs.ids)).long())
     args = train_rm.parse_options(["--lr", "1e-5"])

@@ -3,13 +3,17 @@
 Not run by the tests. In an environment of its own:  pip install transformers==5.23.0 torch && python tests/make_fixtures.py
 Every fixture is a ...ForSequenceClassification folder as transformers saves it, with expected.safetensors beside it.
 """
-import json
 import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from model import RewardModel
 
 HERE = Path(__file__).parent / "fixtures"
 SMALL = dict(vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=2, max_position_embeddings=64,
@@ -44,20 +48,6 @@ CASES = {
     "qwen2-yarn": (dict(num_attention_heads=2, num_key_value_heads=1, rope_parameters=YARN | dict(
         beta_fast=16.0, beta_slow=2.0, attention_factor=0.8)), "1GB"),
 }
-# Chat templates as their authors publish them, short enough to stand here; the goldens are transformers' rendering.
-TEMPLATES = {
-    "zephyr": "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n"
-              "{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n"
-              "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
-              "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}",
-    "llama3": "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
-              "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
-              "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
-              "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
-}
-DIALOGUE = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Two words,\nplease: 1 < 2? "},
-            {"role": "assistant", "content": "Yes, é."}]
-
 
 def main() -> None:
     torch.manual_seed(0)
@@ -80,25 +70,39 @@ def main() -> None:
         save_file(dict(input_ids=input_ids, attention_mask=attention_mask, hidden=hidden.contiguous(),
                        rewards=out.logits[:, 0].contiguous()), folder / "expected.safetensors")
 
-    rendered = {}
-    for name, template in TEMPLATES.items():
-        backend = transformers.PreTrainedTokenizerFast(tokenizer_object=_nothing(), bos_token="<s>", eos_token="</s>")
-        backend.chat_template = template
-        rendered[name] = {
-            "template": template, "messages": DIALOGUE,
-            "full": backend.apply_chat_template(DIALOGUE, tokenize=False),
-            "prompt": backend.apply_chat_template(DIALOGUE[:2], tokenize=False, add_generation_prompt=True),
-        }
-    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-    text = json.dumps({"made_with": versions, "templates": rendered}, indent=1, ensure_ascii=False)
-    (HERE / "templates.json").write_text(text + "\n", encoding="utf-8")
-    print(versions)
+    round_trips()
+    print({"transformers": transformers.__version__, "torch": torch.__version__})
 
 
-def _nothing():
-    import tokenizers
+def round_trips() -> None:
+    """Fixtures that went through both: what each other's files are worth."""
+    theirs = transformers.AutoModelForSequenceClassification
 
-    return tokenizers.Tokenizer(tokenizers.models.BPE())
+    # transformers -> ours -> transformers, which writes it again. The rewards are those of the fixture qwen3.
+    with tempfile.TemporaryDirectory() as folder:
+        RewardModel.from_pretrained(HERE / "qwen3").save_pretrained(folder, 0)
+        again = theirs.from_pretrained(folder)
+    shutil.rmtree(HERE / "round-trips" / "qwen3-through-both", ignore_errors=True)
+    again.save_pretrained(HERE / "round-trips" / "qwen3-through-both")
+
+    # LLaMA-Factory's layout (a language model, the head with its bias beside it) -> ours -> transformers.
+    folder = HERE / "round-trips" / "qwen2-llamafactory"
+    shutil.rmtree(folder, ignore_errors=True)
+    config = transformers.AutoConfig.from_pretrained(HERE / "qwen2", tie_word_embeddings=False)
+    language_model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for parameter in language_model.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1) * 0.5, std=0.3)
+    language_model.save_pretrained(folder)
+    head = {"v_head.summary.weight": torch.randn(1, 24), "v_head.summary.bias": torch.tensor([0.75])}
+    save_file(head, folder / "value_head.safetensors")
+    inputs = {k: v for k, v in load_file(HERE / "qwen2" / "expected.safetensors").items() if k in ("input_ids", "attention_mask")}
+    with torch.no_grad(), tempfile.TemporaryDirectory() as through:
+        hidden = language_model.model(**inputs).last_hidden_state
+        last = hidden[torch.arange(3), inputs["attention_mask"].sum(-1) - 1]  # (3, D)
+        rewards = (last @ head["v_head.summary.weight"].T + head["v_head.summary.bias"])[:, 0]
+        RewardModel.from_pretrained(folder).save_pretrained(through, 0)
+        without_bias = theirs.from_pretrained(through)(**inputs).logits[:, 0]
+    save_file(inputs | {"rewards": rewards, "rewards_in_transformers": without_bias.contiguous()}, folder / "expected.safetensors")
 
 
 if __name__ == "__main__":

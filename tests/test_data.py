@@ -1,6 +1,8 @@
 """From files to batches: every layout, nothing silently lost, one BOS, one end token, no prompt on both sides of a split."""
 import gzip
 import json
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,17 @@ from data import (
 )
 
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "templates.json").read_text("utf-8"))
+FAMILIES = GOLDEN["templates"]
+MARKS = ("<|eot_id|>", "<|im_start|>", "<|im_end|>")
 U, A = lambda text: {"role": "user", "content": text}, lambda text: {"role": "assistant", "content": text}
 
 
 def pair(prompt, chosen, rejected, **more):
-    return Preference([U(prompt)] if prompt else [], [A(chosen)], [A(rejected)], **more)
+    return two([U(prompt)] if prompt else [], [A(chosen)], [A(rejected)], **more)
+
+
+def two(prompt, chosen, rejected, **more):
+    return Preference(prompt, [chosen, rejected], [1, 0], **more)
 
 
 def text_of(tokenizer, ids):
@@ -42,24 +50,24 @@ def text_of(tokenizer, ids):
 ])
 def test_every_layout_means_the_same_pair(row):
     p, expected = parse_preference(row), pair("q", "good", "bad", where="row")
-    for side in (*p.chosen, *p.rejected):
+    for side in (m for response in p.responses for m in response):
         side["content"] = side["content"].strip()
     assert p == expected
 
 
 def test_a_system_turn_beside_whole_dialogues_is_kept():
     p = parse_preference({"system": "s", "chosen": [U("q"), A("good")], "rejected": [U("q"), A("bad")]})
-    assert p.prompt == [{"role": "system", "content": "s"}, U("q")] and p.chosen == [A("good")]
+    assert p.prompt == [{"role": "system", "content": "s"}, U("q")] and p.responses[0] == [A("good")]
 
 
 def test_a_dialogue_that_the_assistant_opens_has_a_prompt_too():
     p = parse_preference({"chosen": [A("hi"), U("q"), A("good")], "rejected": [A("hi"), U("q"), A("bad")]})
-    assert p.prompt == [A("hi"), U("q")] and (p.chosen, p.rejected) == ([A("good")], [A("bad")])
+    assert p.prompt == [A("hi"), U("q")] and tuple(p.responses) == ([A("good")], [A("bad")])
 
 
 def test_longer_dialogues_and_systems_are_read_too():
     turns = [U("a"), A("b"), U("c")]
-    expected = Preference(turns, [A("good")], [A("bad")], where="row")
+    expected = two(turns, [A("good")], [A("bad")], where="row")
     shared = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
     assert parse_preference({"chosen": shared + " good", "rejected": shared + " bad"}) == expected
     assert parse_preference({"history": [["a", "b"]], "instruction": "c", "chosen": "good", "rejected": "bad"}) == expected
@@ -69,7 +77,7 @@ def test_longer_dialogues_and_systems_are_read_too():
 
 def test_sides_that_part_early_share_only_what_is_equal():
     p = parse_preference({"chosen": [U("a"), A("b"), U("c"), A("good")], "rejected": [U("a"), A("x"), U("c"), A("bad")]})
-    assert p.prompt == [U("a")] and p.chosen == [A("b"), U("c"), A("good")] and p.rejected == [A("x"), U("c"), A("bad")]
+    assert p.prompt == [U("a")] and p.responses == [[A("b"), U("c"), A("good")], [A("x"), U("c"), A("bad")]]
 
 
 def test_a_human_line_inside_a_sentence_does_not_start_a_turn():
@@ -79,12 +87,62 @@ def test_a_human_line_inside_a_sentence_does_not_start_a_turn():
 
 def test_margin_and_gold_are_kept():
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2, "gold_chosen": 1.5, "gold_rejected": -1}
-    assert (parse_preference(row).margin, parse_preference(row).gold) == (2.0, (1.5, -1.0))
+    assert (parse_preference(row).margin, parse_preference(row).gold) == (2.0, [1.5, -1.0])
 
 
 def test_a_pair_written_as_a_row_is_read_back_as_itself():
-    for p in (pair("q", "a", "b", margin=1.5, gold=(1.0, -1.0)), pair("", "a", "b"), Preference([U("q")], [A("b"), U("c"), A("d")], [A("e")])):
+    for p in (pair("q", "a", "b", margin=1.5, gold=[1.0, -1.0]), pair("", "a", "b"), two([U("q")], [A("b"), U("c"), A("d")], [A("e")])):
         assert parse_preference(p.to_row(), "") == p
+
+
+@pytest.mark.parametrize("row", [
+    {"prompt": "q", "responses": ["bad", "good", "fair"], "scores": [-1, 7.5, 2]},
+    {"prompt": "q", "responses": ["bad", "good", "fair"], "ranks": [3, 1, 2]},
+    {"instruction": "q", "responses": [[A("bad")], [A("good")], A("fair")], "ranks": [9, 1, 4]},
+    {"responses": [[U("q"), A("bad")], [U("q"), A("good")], [U("q"), A("fair")]], "ranks": [3, 1, 2]},
+])
+def test_k_responses_are_all_their_pairs_best_first(row):
+    p = parse_preference(row)
+    assert p.prompt == [U("q")] and p.responses == [[A("good")], [A("fair")], [A("bad")]]
+    assert p.pairs() == [(0, 1), (0, 2), (1, 2)]
+    assert parse_preference(p.to_row()).responses == p.responses and parse_preference(p.to_row()).pairs() == p.pairs()
+
+
+def test_equal_scores_are_no_pair_and_a_row_of_ties_is_left_out_by_that_name():
+    p = parse_preference({"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 2, 1]})
+    assert p.pairs() == [(0, 1), (0, 2)] and p.responses[0] == [A("b")]
+    tied = parse_preference({"prompt": "q", "responses": ["a", "b"], "ranks": [1, 1]})
+    pairs, audit = encode_preferences([p, tied], tiny_tokenizer(), 60)
+    assert (audit["left_out"]["all tied"], audit["read"], audit["kept"], audit["pairs"]) == (1, 2, 1, 2)
+    assert "x: 2 rows read = 1 kept + 1 left out (1 all tied); 2 pairs" in describe_audit("x", audit)
+
+
+def test_rewardbenchs_lists_are_one_chosen_against_each_rejected():
+    p = parse_preference({"prompt": "q", "chosen": ["good"], "rejected": ["a", "b", "c"]})
+    assert p.responses == [[A("good")], [A("a")], [A("b")], [A("c")]] and p.pairs() == [(0, 1), (0, 2), (0, 3)]
+
+
+def test_the_responses_of_a_row_are_encoded_once_and_weigh_one_together():
+    rows = [{"prompt": "q", "responses": ["good", "fair", "bad", "awful"], "ranks": [1, 2, 3, 3], "margin": 0.5},
+            {"prompt": "r", "chosen": "yes", "rejected": "no"}]
+    pairs, _ = encode_preferences([parse_preference(r) for r in rows], tiny_tokenizer(), 60)
+    assert (pairs.rows, len(pairs), len(pairs.offsets) - 1) == (2, 6, 6)
+    said = lambda s: text_of(tiny_tokenizer(), pairs.sequence(s)).rpartition(": ")[2].removesuffix("</s>")
+    assert [(said(c), said(r)) for c, r in zip(pairs.chosen, pairs.rejected)] == [
+        ("good", "fair"), ("good", "bad"), ("good", "awful"), ("fair", "bad"), ("fair", "awful"), ("yes", "no")]
+    for shared_prompts in (False, True):
+        batch = collate(pairs, np.array([1, 0]), 0, shared_prompts)
+        assert batch.weight.tolist() == pytest.approx([1, 0.2, 0.2, 0.2, 0.2, 0.2])
+        assert batch.margin.tolist() == [0, 0.5, 0.5, 0.5, 0.5, 0.5]
+        assert batch.chosen.tolist() == [0, 2, 2, 2, 3, 3] and batch.rejected.tolist() == [1, 3, 4, 5, 4, 5]
+
+
+def test_a_prompt_too_long_for_one_of_k_responses_is_shortened_for_all():
+    row = {"prompt": "word " * 40, "responses": ["good " * 9, "fair", "bad"], "ranks": [1, 2, 3]}
+    pairs, audit = encode_preferences([parse_preference(row)], tiny_tokenizer(), 80)
+    sequences, shared = pairs.row(0), pairs.prompt_tokens[0]
+    assert max(map(len, sequences)) == 80 and audit["prompt_truncated"] == 1
+    assert len({tuple(s[:shared].tolist()) for s in sequences}) == 1
 
 
 @pytest.mark.parametrize("row, message", [
@@ -103,6 +161,12 @@ def test_a_pair_written_as_a_row_is_read_back_as_itself():
     ({"prompt": "q", "chosen": "a\ud800", "rejected": "b"}, "here:1: field 'chosen' holds half of a surrogate"),
     ({"instruction": "q", "history": ["a"], "chosen": "a", "rejected": "b"}, "here:1: field 'history'"),
     ({"prompt": "q", "chosen": "a", "rejected": "b", "gold_chosen": 1.0}, "gold_rejected"),
+    ({"prompt": "q", "responses": ["a"], "scores": [1]}, "here:1: field 'responses' is not a list of two or more"),
+    ({"prompt": "q", "responses": ["a", "b"]}, "here:1: field 'scores' or 'ranks' is not a list of one number for each"),
+    ({"prompt": "q", "responses": ["a", "b"], "scores": [1, 2, 3]}, "here:1: field 'scores' or 'ranks'"),
+    ({"prompt": "q", "responses": ["a", "b"], "ranks": [1, None]}, "here:1: field 'ranks' is 'None', not a number"),
+    ({"prompt": "q", "responses": ["a", 3], "ranks": [1, 2]}, r"here:1: field 'responses\[1\]' is neither text"),
+    ({"responses": ["a", [U("q"), A("b")]], "ranks": [1, 2]}, "here:1: .* the whole dialogue"),
 ])
 def test_a_bad_row_is_named_with_its_field(row, message):
     with pytest.raises(DataError, match=message):
@@ -176,13 +240,13 @@ def test_read_is_kept_plus_left_out_by_reason():
     tokenizer = tiny_tokenizer()
     preferences = [
         pair("q", "good", "bad"), pair("q", "good", "bad"), pair("q", "bad", "good"),  # a duplicate, a contradiction
-        pair("q", "", "bad"), pair("q", "good", "  "), Preference([U("q")], [], [A("bad")]),
+        pair("q", "", "bad"), pair("q", "good", "  "), two([U("q")], [], [A("bad")]),
         pair("q", "same", "same"),
         pair("q", "x" * 100, "bad"),
         pair("long " * 50, "good", "bad"),
     ]
     pairs, audit = encode_preferences(preferences, tokenizer, max_length=60, malformed=2)
-    assert audit["left_out"] == {"malformed": 2, "refused by the template": 0, "empty side": 3, "identical sides": 1, "too long": 1}
+    assert audit["left_out"] == {"malformed": 2, "all tied": 0, "refused by the template": 0, "empty side": 3, "identical sides": 1, "too long": 1}
     assert audit["read"] == len(preferences) + 2 == audit["kept"] + sum(audit["left_out"].values())
     assert (audit["kept"], audit["duplicates"], audit["contradictions"], audit["prompt_truncated"]) == (4, 1, 1, 1)
     assert len(pairs) == 4 and audit["prompts"] == 2
@@ -201,7 +265,7 @@ def test_the_longer_side_is_counted_with_ties_as_half():
 
 def test_a_dialogue_the_template_refuses_stops_or_is_counted():
     strict = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}{{ m.content }}</s>{% endfor %}"
-    bad = Preference([{"role": "system", "content": "s"}], [A("a")], [A("b")], where="f:7")
+    bad = two([{"role": "system", "content": "s"}], [A("a")], [A("b")], where="f:7")
     with pytest.raises(DataError, match="f:7: .*no system turns"):
         encode_preferences([bad], tiny_tokenizer(strict), 60)
     _, audit = encode_preferences([bad, pair("q", "a", "b")], tiny_tokenizer(strict), 60, skip_bad_rows=True)
@@ -211,30 +275,107 @@ def test_a_dialogue_the_template_refuses_stops_or_is_counted():
 # ---------------------------------------------------------------- templates
 
 
-@pytest.mark.parametrize("name", GOLDEN["templates"])
+def golden_tokenizer(name):
+    config = {key: FAMILIES[name][key] for key in ("bos_token", "eos_token")} | {"pad_token": "<pad>"}
+    backend = tokenizers.Tokenizer.from_file(str(Path(__file__).parent / "fixtures" / "tokenizer.json"))
+    return Tokenizer(backend, config | {"chat_template": FAMILIES[name]["template"]}, name)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_real_chat_templates_render_as_transformers_renders_them(name):
-    golden = GOLDEN["templates"][name]
-    tokenizer = tiny_tokenizer(golden["template"], specials=("<|eot_id|>",))
-    assert tokenizer.render(golden["messages"]) == golden["full"]
-    assert tokenizer.render(golden["messages"][:2], add_generation_prompt=True) == golden["prompt"]
+    tokenizer, taken = golden_tokenizer(name), 0
+    for case in FAMILIES[name]["cases"]:
+        if "refused" in case:
+            with pytest.raises(DataError, match=re.escape(case["refused"])):
+                tokenizer.render(case["messages"])
+            continue
+        taken += 1
+        assert tokenizer.render(case["messages"]) == case["text"]
+        assert tokenizer.render(case["messages"][:-1], add_generation_prompt=True) == case["prompt"]
+    assert taken >= 3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ids_are_those_of_transformers_up_to_the_end_token(name):
+    tokenizer = golden_tokenizer(name)
+    assert tokenizer.end_token == FAMILIES[name]["eos_token"]
+    for case in (case for case in FAMILIES[name]["cases"] if "ids" in case):
+        ids = tokenizer.encode([tokenizer.render(case["messages"])])[0][0].tolist()
+        theirs = case["ids"]
+        assert ids == theirs[: len(ids)] and ids[-1] == tokenizer.end_id
+        assert tokenizer.backend.decode(theirs[len(ids) :]) in ("", "\n")  # a template's closing newline is all we cut
+        assert ids[:2].count(tokenizer.bos_id) <= 1
+
+
+def test_what_qwen3_and_smollm2_add_by_themselves_is_in_the_golden_texts():
+    text = lambda name, i: FAMILIES[name]["cases"][i]["text"]
+    assert "<think>\n\n</think>\n\nIt is green." in text("qwen3", 0) and "A greeting." not in text("qwen3", 2)
+    assert "So soon?" in text("qwen3", 3)
+    assert "named SmolLM" in text("smollm2", 0) and "named SmolLM" not in text("smollm2", 1)
+    assert "You are Qwen" in text("qwen2.5", 0) and "You are Qwen" not in text("qwen2.5", 1)
+
+
+@pytest.mark.parametrize("template, message", [
+    ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "does it ever end"),
+    ("{% set ns = namespace(n=0) %}{% for a in range(9999) %}{% for b in messages %}{% for c in 'abcd' * 9999 %}"
+     "{% set ns.n = ns.n + 1 %}{% endfor %}{% endfor %}{% endfor %}", "does it ever end"),
+    ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", "does it ever end"),
+    ("{% for m in [[[]]] * 60 recursive %}{{ loop(messages) }}{{ loop(messages) }}{% endfor %}", "refuses this dialogue"),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+    ("{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}", "does it ever end"),
+    ("{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}{% endfor %}", "ever end"),
+    ("{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s | replace('x', 'xx') %}{% endfor %}", "ever end"),
+    ("{% set s = 'x' * 1000000 %}{% for i in range(99999) %}{{ s }}{% endfor %}", "does it ever end"),
+    ("{{ 'x' * 99999999 * 99999999 }}", "too much"),
+    ("{{ 10 ** 99 ** 99 }}", "too much"),
+    ("{{ 'x'.ljust(9999999999) }}", "too much"),
+    ("{{ messages.append(1) }}", "refuses this dialogue"),
+    ("{{ messages.__class__.__init__.__globals__ }}", "refuses this dialogue"),
+    ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses this dialogue"),
+    ("{% include '/etc/passwd' %}", "refuses this dialogue"),
+    ("{{ cycler.__init__.__globals__.os.system('true') }}", "refuses this dialogue"),
+    ("{% for m in messages %}{{ m", "not valid"),
+])
+def test_a_dangerous_or_endless_template_fails_in_one_line_and_soon(template, message):
+    began = time.perf_counter()
+    with pytest.raises(DataError, match=message) as error:
+        tiny_tokenizer(template)
+    assert "\n" not in str(error.value) and time.perf_counter() - began < 30
+
+
+def test_the_meter_changes_nothing_that_a_template_may_do():
+    template = ("{% set ns = namespace(n=0) %}{% macro say(m, mark='') -%}{{ mark }}{{ m.content | trim }}{%- endmacro %}"
+                "{% for m in messages if m.role != 'system' %}{% set ns.n = ns.n + 1 %}{{ loop.index }}/{{ loop.length }}"
+                "{% if loop.last %}!{% endif %}{{ say(m, mark='-' * 2) }}{% call(x) twice(m.role) %}<{{ x }}>{% endcall %}"
+                "{% filter upper %}a{{ m.role }}{% endfilter %}{% set both %}{{ m.role }};{% endset %}{{ both }}</s>{% endfor %}"
+                "{{ messages | map(attribute='role') | join(',') }}{{ ns.n }}{{ {'a': [1, 'é<']} | tojson }}</s>")
+    template = "{% macro twice(x) %}{{ caller(x) }}{{ caller(x) }}{% endmacro %}" + template
+    assert tiny_tokenizer(template).render([U(" q "), A("a")]) == (
+        "1/2--q<user><user>AUSERuser;</s>2/2!--a<assistant><assistant>AASSISTANTassistant;</s>user,assistant2"
+        '{"a": [1, "é<"]}</s>')
+
+
+def test_tojson_and_the_clock_are_those_of_transformers():
+    tokenizer = tiny_tokenizer("{{ {'b': 1, 'a': 'é'} | tojson(sort_keys=true, indent=1) }}{{ strftime_now('%Y') }}</s>")
+    assert tokenizer.render([U("x")]) == '{\n "a": "é",\n "b": 1\n}' + time.strftime("%Y") + "</s>"
 
 
 def test_the_end_token_is_the_one_the_template_closes_a_turn_with():
-    zephyr, llama3 = (tiny_tokenizer(GOLDEN["templates"][n]["template"], specials=("<|eot_id|>",)) for n in ("zephyr", "llama3"))
+    zephyr, llama3 = (tiny_tokenizer(FAMILIES[n]["template"], specials=MARKS) for n in ("zephyr", "llama3"))
     assert (zephyr.end_token, llama3.end_token, tiny_tokenizer().end_token) == ("</s>", "<|eot_id|>", "</s>")
 
 
-@pytest.mark.parametrize("template", [None, *(g["template"] for g in GOLDEN["templates"].values())])
+@pytest.mark.parametrize("template", [None, *(g["template"] for g in FAMILIES.values())])
 @pytest.mark.parametrize("bos", [True, False])
 def test_bos_once_and_end_token_once_and_last(template, bos):
-    tokenizer = tiny_tokenizer(template, bos=bos, specials=("<|eot_id|>",))
+    tokenizer = tiny_tokenizer(template, bos=bos, specials=MARKS)
     pairs, _ = encode_preferences([pair("q", "good", "bad one")], tokenizer, 100)
-    writes_bos = template is not None and "bos_token" in template
+    writes_bos = "bos_token" in template if template else bos  # with a template as transformers has it: the template's
     for s in range(2):
         ids = pairs.sequence(s).tolist()
         assert ids[-1] == tokenizer.end_id
         assert text_of(tokenizer, ids[-8:]).count(tokenizer.end_token) == 1
-        assert ids.count(1) == int(bos or writes_bos) and (ids[0] == 1) == (bos or writes_bos)
+        assert ids.count(1) == int(writes_bos) and (ids[0] == 1) == writes_bos
 
 
 def test_text_that_already_ends_does_not_end_twice():
@@ -279,10 +420,10 @@ def test_a_tokenizer_that_nothing_ends_is_refused():
 OPEN_ENDED = "\n{% for m in messages %}\n  <{{ m.role }}>{{ m.content }}\n{% endfor %}\n{% if add_generation_prompt %}<assistant>{% endif %}\n"
 
 
-@pytest.mark.parametrize("template", [None, OPEN_ENDED, *(g["template"] for g in GOLDEN["templates"].values())])
+@pytest.mark.parametrize("template", [None, OPEN_ENDED, *(g["template"] for g in FAMILIES.values())])
 @pytest.mark.parametrize("bos", [True, False])
 def test_a_saved_tokenizer_encodes_the_same_and_its_template_alone_gives_those_ids(template, bos, tmp_path):
-    tokenizer = tiny_tokenizer(template, bos=bos, specials=("<|eot_id|>",))
+    tokenizer = tiny_tokenizer(template, bos=bos, specials=MARKS)
     tokenizer.save(tmp_path, max_length=77)
     again = Tokenizer.from_folder(tmp_path)
     assert again.max_length == 77 and again.end_token == tokenizer.end_token and again.header_tokens == tokenizer.header_tokens
@@ -306,11 +447,6 @@ def test_chat_template_jinja_comes_before_tokenizer_config(tmp_path):
     assert Tokenizer.from_folder(tmp_path).render([U("a"), A("b")]) == "[a][b]"
 
 
-def test_a_template_runs_in_a_sandbox():
-    with pytest.raises(DataError, match="template"):
-        tiny_tokenizer("{{ ''.__class__.__mro__[1].__subclasses__() }}")
-
-
 def test_a_trained_tokenizer_is_the_same_every_time():
     texts = [f"word{i % 50} and {i % 7} cats sat on the mat" for i in range(300)]
     one, two = (Tokenizer.train(texts, 400).backend.to_str() for _ in range(2))
@@ -320,9 +456,9 @@ def test_a_trained_tokenizer_is_the_same_every_time():
 # ---------------------------------------------------------------- prompts and truncation
 
 
-@pytest.mark.parametrize("template", [None, GOLDEN["templates"]["llama3"]["template"]])
+@pytest.mark.parametrize("template", [None, FAMILIES["llama3"]["template"]])
 def test_the_prompt_is_the_same_tokens_on_both_sides_and_the_response_the_rest(template):
-    tokenizer = tiny_tokenizer(template, bos=True, specials=("<|eot_id|>",))
+    tokenizer = tiny_tokenizer(template, bos=True, specials=MARKS)
     pairs, _ = encode_preferences([pair("the mat", "the cat sat", "the cat did")], tokenizer, 200)
     chosen, rejected, shared = pairs.sequence(0), pairs.sequence(1), pairs.prompt_tokens[0]
     assert chosen[:shared].tolist() == rejected[:shared].tolist()
@@ -346,9 +482,9 @@ def split(tokenizer, prompt, responses):
     return tokenizer.split_prompt(tokenizer.encode(texts), seam)
 
 
-@pytest.mark.parametrize("template", [None, GOLDEN["templates"]["llama3"]["template"]])
+@pytest.mark.parametrize("template", [None, FAMILIES["llama3"]["template"]])
 def test_too_long_prompts_lose_their_oldest_tokens_and_nothing_else(template):
-    tokenizer = tiny_tokenizer(template, bos=True, specials=("<|eot_id|>",))
+    tokenizer = tiny_tokenizer(template, bos=True, specials=MARKS)
     sequences, shared = split(tokenizer, [U("first " * 30 + "last")], ["good one", "bad"])
     limit = max(map(len, sequences)) - 40
     cut, cut_shared = tokenizer.truncate(sequences, shared, limit)
@@ -360,7 +496,7 @@ def test_too_long_prompts_lose_their_oldest_tokens_and_nothing_else(template):
 
 
 def test_the_assistants_header_and_some_prompt_survive_or_the_pair_goes():
-    tokenizer = tiny_tokenizer(GOLDEN["templates"]["llama3"]["template"], specials=("<|eot_id|>",))
+    tokenizer = tiny_tokenizer(FAMILIES["llama3"]["template"], specials=MARKS)
     header = tokenizer.render([U("x")], add_generation_prompt=True)[len(tokenizer.render([U("x")])) :]
     sequences, shared = split(tokenizer, [U("word " * 20)], ["good", "bad"])
     lengths = []
@@ -423,11 +559,13 @@ def some_pairs(n, tokenizer=None):
     return encode_preferences(preferences, tokenizer or tiny_tokenizer(), 100)[0]
 
 
-def test_a_batch_holds_chosen_then_rejected_of_the_same_pairs_padded_right():
+def test_a_batch_holds_both_sides_of_its_pairs_padded_right():
     pairs = some_pairs(9)
     batch = collate(pairs, np.array([4, 0, 8]), pad_id=0)
     assert batch.input_ids.shape == batch.attention_mask.shape and batch.input_ids.shape[0] == 6
-    for row, s in enumerate([8, 0, 16, 9, 1, 17]):
+    order = [*batch.chosen.tolist(), *batch.rejected.tolist()]
+    assert sorted(order) == list(range(6)) and batch.weight.tolist() == [1, 1, 1]
+    for row, s in zip(order, [8, 0, 16, 9, 1, 17]):
         length = len(pairs.sequence(s))
         assert batch.input_ids[row, :length].tolist() == pairs.sequence(s).tolist()
         assert batch.attention_mask[row].tolist() == [1] * length + [0] * (batch.input_ids.shape[1] - length)
@@ -485,14 +623,16 @@ def test_real_files_with_real_tokenizers(file, folder):
         for ids in (chosen, rejected):
             assert ids[-1] == tokenizer.end_id
             if tokenizer.bos:
-                assert ids[0] == tokenizer.bos[0] and (ids == tokenizer.bos[0]).sum() == 1
+                assert ids[0] == tokenizer.bos_id
+                if "minimind" not in folder:  # whose BOS is the token that begins every turn
+                    assert (ids == tokenizer.bos_id).sum() == 1
 
 
 @needs_shared
 def test_transcripts_and_messages_of_the_same_dialogues_agree():
     rows = lambda name: read_preferences(SHARED / "prefs" / name)[0][:300]
     transcripts, implicit = rows("hh_harmless/train.jsonl.gz"), rows("trl_conversational/implicit_prompt.jsonl.gz")
-    same = sum((a.prompt, a.chosen, a.rejected) == (b.prompt, b.chosen, b.rejected) for a, b in zip(transcripts, implicit))
+    same = sum((a.prompt, a.responses) == (b.prompt, b.responses) for a, b in zip(transcripts, implicit))
     assert same == 300
 
 

@@ -258,7 +258,7 @@ def test_a_bad_row_is_one_line_and_exit_status_2(run, tmp_path, name, line, mess
 
 def test_a_bad_folder_is_one_line_and_exit_status_2(run, tmp_path):
     code, _, err = command("score", tmp_path / "nowhere")
-    assert code == 2 and "nowhere/config.json: No such file" in err and err.count("\n") == 1
+    assert code == 2 and "nowhere: no such folder" in err and err.count("\n") == 1
     (tmp_path / "tokenizerless").mkdir()
     for file in ("config.json", "model.safetensors"):
         (tmp_path / "tokenizerless" / file).write_bytes((run / file).read_bytes())

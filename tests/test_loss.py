@@ -57,6 +57,19 @@ def test_mean_is_the_mean_of_the_pairs():
     torch.testing.assert_close(each.mean(), bradley_terry_loss(r_chosen, r_rejected, **settings))
 
 
+def test_k_responses_cost_the_mean_over_their_pairs_so_that_a_prompt_counts_once():
+    r = rewards(1.0, 0.2, -0.7)  # of three responses, best first; another prompt has one pair
+    better, worse = [0, 0, 1], [1, 2, 2]
+    three, one = in_float64((r[better] - r[worse]).detach().numpy()).mean(), in_float64(np.array(0.4))
+    weight = torch.tensor([1 / 3] * 3 + [1.0])
+    loss = bradley_terry_loss(torch.cat((r[better], rewards(0.4))), torch.cat((r[worse], rewards(0.0))), weight=weight)
+    assert loss.item() == pytest.approx((three + one) / 2, rel=1e-6)
+    accuracy, ties = pairwise_accuracy(rewards(1, 1, 1, 0), rewards(0, 0, 1, 1), weight)
+    assert accuracy.item() == pytest.approx((1 + 1 + 0.5) / 3 / 2) and ties == 1
+    with pytest.raises(ValueError):
+        bradley_terry_loss(rewards(1.0, 2.0), rewards(0.0, 0.0), weight=torch.ones(2, 1))
+
+
 def test_margin_is_a_gap_that_has_to_be_won_first():
     loss = bradley_terry_loss(rewards(3.0), rewards(1.0), margin=torch.tensor([2.0]))
     assert loss.item() == pytest.approx(math.log(2), rel=1e-6)

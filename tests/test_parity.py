@@ -61,3 +61,39 @@ def test_windows_and_layers_without_positions_are_part_of_what_a_fixture_proves(
             setattr(layer.self_attn, setting, plain)
         with torch.no_grad():
             assert (model(expected["input_ids"], expected["attention_mask"]) - expected["rewards"]).abs().max() > 1e-3
+
+
+# ---------------------------------------------------------------- round trips (what transformers did stands in round-trips/)
+
+
+def rewards_of(folder, inputs):
+    with torch.no_grad():
+        return RewardModel.from_pretrained(folder).eval()(inputs["input_ids"], inputs["attention_mask"])
+
+
+def test_ours_to_transformers_and_back_changes_no_reward(tmp_path):
+    expected = load_file(FIXTURES / "qwen3" / "expected.safetensors")
+    RewardModel.from_pretrained(FIXTURES / "qwen3").save_pretrained(tmp_path, pad_token_id=0)
+    through = FIXTURES / "round-trips" / "qwen3-through-both"  # this folder, opened and written again by transformers
+    ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(through / "model.safetensors")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+    for folder in (tmp_path, through):
+        torch.testing.assert_close(rewards_of(folder, expected), expected["rewards"], atol=1e-5, rtol=0)
+
+
+def test_llamafactorys_layout_to_ours_to_transformers_changes_no_reward_but_by_the_bias(tmp_path):
+    folder = FIXTURES / "round-trips" / "qwen2-llamafactory"
+    expected = load_file(folder / "expected.safetensors")
+    torch.testing.assert_close(rewards_of(folder, expected), expected["rewards"], atol=1e-5, rtol=0)
+    model = RewardModel.from_pretrained(folder)
+    assert model.head_origin == "kept (v_head.summary)"
+    bias = model.score.bias.item()
+    assert bias == 0.75
+    model.save_pretrained(tmp_path, pad_token_id=0)  # what transformers opened when the fixture was made
+    torch.testing.assert_close(rewards_of(tmp_path, expected), expected["rewards"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(expected["rewards_in_transformers"] + bias, expected["rewards"], atol=1e-5, rtol=0)
+    again = tmp_path / "again"
+    model.save_pretrained(again, pad_token_id=0, save_format="llamafactory")  # and back into their layout
+    names = lambda where: {n for f in ("model", "value_head") for n in load_file(where / f"{f}.safetensors")}
+    assert names(again) == names(folder) - {"lm_head.weight"}
+    torch.testing.assert_close(rewards_of(again, expected), expected["rewards"], atol=1e-5, rtol=0)

@@ -109,6 +109,45 @@ def test_margins_in_the_data_reach_the_loss():
     assert loss_with(3.0) > loss_with(0.0) + 0.5
 
 
+K_ROWS = [{"prompt": "Which colour is grass?", "responses": ["It is red.", "It is green.", "Green it is.", "Go."], "scores": [1, 5, 5, 0]},
+          {"prompt": "Which colour is snow?", "chosen": "It is white.", "rejected": "It is black."},
+          {"prompt": "Who?", "responses": ["Me.", "You.", "They."], "ranks": [2, 1, 3], "margin": 0.5}]
+
+
+@pytest.mark.parametrize("form", [[], ["--no-shared-prompts"]])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_k_responses_train_as_all_pairs_of_one_prompt_which_counts_once(form, accumulation):
+    pairs, _ = encode_preferences([parse_preference(r) for r in K_ROWS], tiny_tokenizer(), 256)
+    model, args = tiny_model(), options("--batch-size", 3, "--gradient-accumulation-steps", accumulation, *form)
+    by_loop, sums = gradients(model, pairs, args, 0)
+    assert sums[5] == 3
+    model.zero_grad()
+    losses = []
+    for row, margin in zip(([0, 1, 2, 3], [4, 5], [6, 7, 8]), (0, 0, 0.5)):  # the sequences of each prompt, best first
+        r = [model(torch.tensor(pairs.sequence(s))[None].long(), torch.ones(1, len(pairs.sequence(s))))[0] for s in row]
+        untied = {4: [(0, 2), (0, 3), (1, 2), (1, 3), (2, 3)], 2: [(0, 1)], 3: [(0, 1), (0, 2), (1, 2)]}[len(row)]
+        losses.append(sum(torch.log1p(torch.exp(margin - (r[i] - r[j]))) for i, j in untied) / len(untied))
+    loss = sum(losses) / 3
+    loss.backward()
+    assert sums[0].item() / 3 == pytest.approx(loss.item(), abs=1e-6)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(by_loop[name], p.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_rows_of_k_responses_train_and_evaluate_from_the_command_line(tmp_path):
+    rows = [row | {"prompt": f"{row['prompt']} {i}"} for i in range(20) for row in K_ROWS]
+    (tmp_path / "k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = [*SMALL, "--data", tmp_path / "k.jsonl", "--eval-fraction", 0.3, "--batch-size", 4, "--max-steps", 5, "--logging-steps", 1]
+    status, out, err = command(*args, "--output", tmp_path / "run")
+    assert status == 0, err
+    audit = json.loads((tmp_path / "run" / "options.json").read_text())["audit"]
+    assert sum(a["read"] for a in audit.values()) == 60 and sum(a["pairs"] for a in audit.values()) == 20 * (5 + 1 + 3)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["pairs"] == audit["held out"]["pairs"] and report["prompts"] == audit["held out"]["kept"] == 18
+    again, _ = read_preferences(tmp_path / "run" / "held_out.jsonl")
+    assert sum(len(p.pairs()) for p in again) == report["pairs"]
+
+
 def test_the_learning_rate_rises_then_falls_to_nothing():
     for kind, half in (("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)):
         args = options("--lr", 2e-3, "--lr-scheduler", kind, "--warmup-ratio", 0.1)
@@ -371,8 +410,8 @@ def test_normalized_rewards_have_mean_0_and_deviation_1_on_the_held_out_pairs(tm
 
 
 def test_training_on_drops_the_mean_and_deviation_of_the_old_rewards(tmp_path):
-    small = [*SMALL, "--toy-pairs", 300, "--max-steps", 2]
-    assert command(*small, "--normalize", "--output", tmp_path / "first")[0] == 0
+    small = ["--toy-pairs", 300, "--max-steps", 2]
+    assert command(*SMALL, *small, "--normalize", "--output", tmp_path / "first")[0] == 0
     assert {"mean", "std"} <= json.loads((tmp_path / "first" / "config.json").read_text()).keys()
     assert command(*small, "--model", tmp_path / "first", "--output", tmp_path / "second")[0] == 0
     assert not {"mean", "std"} & json.loads((tmp_path / "second" / "config.json").read_text()).keys()
@@ -525,7 +564,7 @@ def test_resuming_from_another_model_or_other_options_is_refused(tmp_path, tiny_
         (["--resume", tmp_path / "nowhere"], "no trainer_state.json"),
         (["--resume", "--hidden-size", 24], "made with --hidden-size 16, not 24"),
         (["--resume", "--lr", 0.5], "made with --lr 0.001, not 0.5"),
-        (["--resume", "--model", tiny_run], "made with --model None"),
+        (["--resume", "--vocab-size", 500], "made with --vocab-size 400, not 500"),
         (["--resume", "--seed", 1], "made with --seed 0, not 1"),
     ]:
         status, _, err = command(*args, *other, "--output", tmp_path / "run")
