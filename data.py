@@ -15,9 +15,10 @@ Nothing is left out silently: read = kept + the rows left out, by reason.
 Most rows hold two responses, chosen and rejected: one pair. A row of K responses with scores or ranks is all pairs of
 them that are not tied, each of weight 1 / number of pairs, so that a prompt counts once (Ouyang et al. 2022, eq 1).
 
-Shapes: R rows   n pairs in them (n = R for chosen and rejected)   S sequences (2R)   T tokens
+Shapes: R rows   n pairs in them   S sequences (of chosen and rejected alone: n = R, S = 2R)   T tokens
         B pairs and N sequences in a batch
 """
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -28,6 +29,8 @@ import math
 import os
 import random
 import re
+import signal
+import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -225,7 +228,13 @@ def parse_preference(row: dict, where: str = "row") -> Preference:
 
     # Responses that begin with somebody else's turn hold the whole dialogue, and the prompt is what they share. (Some
     # files repeat it in a `prompt` field.) Each keeps at least its last turn.
-    whole = [response[0]["role"] != "assistant" for response in responses if response]
+    def is_whole(response):
+        if response[0]["role"] in ("assistant", "tool"):
+            return False
+        # Behind an answer (or nothing but a system turn) a turn of the user can go on with the dialogue.
+        return not prompt or prompt[-1]["role"] == "user" or response[: len(prompt)] == prompt
+
+    whole = [is_whole(response) for response in responses if response]
     if any(whole) and not all(whole):
         raise DataError(f"{where}: one of 'chosen' and 'rejected' holds the whole dialogue, the other only an answer"
                         if len(sides) == 2 else f"{where}: some responses hold the whole dialogue, others an answer")
@@ -241,7 +250,7 @@ def parse_preference(row: dict, where: str = "row") -> Preference:
             last = response[-1]["role"]
             raise DataError(f"{where}: field {field!r} ends with a turn of {last!r}, not of the assistant")
     margin, gold = 0.0 if row.get("margin") is None else _number(row["margin"], where, "margin"), None
-    if "gold_chosen" in row and len(sides) == 2:
+    if "gold_chosen" in row and "chosen" in row and len(sides) == 2:
         gold = [_number(row.get(field), where, field) for field in ("gold_chosen", "gold_rejected")]
     scores = [score for _, _, score in sides]
     best_first = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable: chosen stays before rejected
@@ -250,13 +259,15 @@ def parse_preference(row: dict, where: str = "row") -> Preference:
 
 def _sides(row: dict, where: str) -> list[tuple[str, object, float]]:
     """(field, response, score) of every response of a row; chosen ones score 1, rejected ones 0."""
-    if "responses" in row and "chosen" not in row:
+    if row.get("responses") is not None and row.get("chosen") is None:
         measure = "scores" if row.get("scores") is not None else "ranks"
         responses, values = row["responses"], row.get(measure)
         if not isinstance(responses, list) or len(responses) < 2:
             raise DataError(f"{where}: field 'responses' is not a list of two or more")
+        if values is None:
+            raise DataError(f"{where}: no field 'scores' or 'ranks' beside 'responses' (found: {', '.join(row)})")
         if not isinstance(values, list) or len(values) != len(responses):
-            raise DataError(f"{where}: field 'scores' or 'ranks' is not a list of one number for each response")
+            raise DataError(f"{where}: field {measure!r} is not a list of one number for each response")
         sign = 1 if measure == "scores" else -1  # rank 1 is the best
         values = [sign * _number(value, where, measure) for value in values]
         return [(f"responses[{i}]", r, value) for i, (r, value) in enumerate(zip(responses, values))]
@@ -281,7 +292,8 @@ def to_messages(value, role: str, where: str, field: str) -> Messages:
         speaker = item.get("role", item.get("from")) if isinstance(item, dict) else None
         content = item.get("content", item.get("value")) if isinstance(item, dict) else None
         if not isinstance(speaker, str) or not isinstance(content, str):
-            raise DataError(f"{where}: field {field!r} is neither text nor messages of a role and text content")
+            raise DataError(f"{where}: field {field!r} is neither text nor messages of a role and text content"
+                            + (" (several responses in it: as strings)" if isinstance(item, list) else ""))
         if not _is_text(content + speaker):
             raise DataError(f"{where}: field {field!r} holds half of a surrogate pair, which is not text")
         messages.append({"role": ROLES.get(speaker, speaker), "content": content})
@@ -340,6 +352,7 @@ PLAIN_TEMPLATE = (
 
 
 Encoded = tuple[np.ndarray, tokenizers.Encoding]
+SPECIAL_TOKENS = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 
 
 class Tokenizer:
@@ -354,7 +367,7 @@ class Tokenizer:
         backend.no_truncation()  # silently cut texts
         self.backend, self.config, self.where = backend, config, where
         name = lambda key: (v := config.get(key)) and (v["content"] if isinstance(v, dict) else v)
-        self.names = {k: name(k) for k in ("bos_token", "eos_token", "unk_token", "pad_token") if name(k)}
+        self.names = {k: name(k) for k in SPECIAL_TOKENS if name(k)}
         # Some tokenizer.json hold these tokens as ordinary ones: "</s>" in a text would come apart into "<", "/", …
         backend.add_special_tokens([v for v in self.names.values() if backend.token_to_id(v) is not None])
         special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
@@ -366,8 +379,10 @@ class Tokenizer:
         if isinstance(template, list):  # several named ones
             template = next((t["template"] for t in template if t.get("name") == "default"), None)
         if not template:
-            adds_bos = config.get("add_bos_token", self.bos_id in backend.encode("").ids)
-            template = "{{ bos_token }}" * (adds_bos and self.bos_id is not None) + PLAIN_TEMPLATE
+            adds_bos = config.get("add_bos_token")
+            if adds_bos is None:
+                adds_bos = self.bos_id in backend.encode("").ids
+            template = "{{ bos_token }}" + PLAIN_TEMPLATE if adds_bos and self.bos_id is not None else PLAIN_TEMPLATE
         if not isinstance(template, str):
             raise DataError(f"{where}: chat_template is {str(template)[:30]!r}, not text")
         self._template, self.template_source = None, template
@@ -375,7 +390,8 @@ class Tokenizer:
         # The end token. Probe the template: Qwen's base tokenizer has eos <|endoftext|> but turns end in <|im_end|>.
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
         self._probe = self.render(turns)
-        self.bos = self.names["bos_token"] if self._probe.startswith(self.names.get("bos_token", "\0")) else ""
+        bos = self.names.get("bos_token", "")
+        self.bos = bos if self._probe.startswith(bos) else ""  # what a rendered dialogue starts with
         endings = [t for t in special if self._probe.rstrip().endswith(t)]
         self.end_token = max(endings, key=len) if endings else self.names.get("eos_token")
         self.end_id = None if self.end_token is None else backend.token_to_id(self.end_token)
@@ -461,10 +477,11 @@ class Tokenizer:
         if self._template is None:
             self._template = compile_template(self.template_source, self.where)
         try:
-            values = {"messages": messages, "tools": None, "documents": None, "_meter": [BUDGET]} | self.names
-            text = self._template.render(values, add_generation_prompt=add_generation_prompt)
+            values = {"messages": messages, "tools": None, "documents": None} | self.names
+            with time_limit(RENDER_SECONDS):
+                text = self._template.render(values, add_generation_prompt=add_generation_prompt)
         except Exception as e:  # a template is somebody else's program: it may raise anything
-            raise DataError(f"{self.where}: the chat template refuses this dialogue ({e or repr(e)})") from None
+            raise DataError(f"{self.where}: the chat template refuses this dialogue ({str(e) or repr(e)})") from None
         if not _is_text(text):
             raise DataError(f"{self.where}: the chat template makes half of a surrogate pair, which is not text")
         return text
@@ -472,14 +489,13 @@ class Tokenizer:
     def encode(self, texts: list[str]) -> list[Encoded]:
         """Rendered texts -> (ids as int32, the library's encoding).
 
-        One BOS where the template writes one, also if such a text comes without. One end token with nothing behind it:
-        a template's closing newline is cut, or the reward would be read there.
+        The BOS is what the template wrote. One end token with nothing behind it: a template's closing newline is cut, or
+        the reward would be read there.
         """
         closed = []
         for text in texts:
             stripped = text.rstrip()
-            opening = "" if text.startswith(self.bos) else self.bos
-            closed.append(opening + (stripped if stripped.endswith(self.end_token) else text + self.end_token))
+            closed.append(stripped if stripped.endswith(self.end_token) else text + self.end_token)
         encodings = self.backend.encode_batch(closed, add_special_tokens=False)
         return [(np.array(e.ids, dtype=np.int32), e) for e in encodings]
 
@@ -520,59 +536,25 @@ class Tokenizer:
         return [np.concatenate((s[:bos], s[bos + excess :])) for s in ids], prompt_tokens - excess
 
 
-BUDGET = 10**8  # characters that a chat template may make for one dialogue; every operation counts as 1,000
+RENDER_SECONDS = 10  # for one dialogue
 
 
 def compile_template(source: str, where: str):
     """A chat template with what transformers gives one: functions, filters, tags and rules for white space.
 
-    A template is somebody else's program. jinja2's sandbox keeps it from reaching anything but its arguments, and a
-    meter (put around each operation, loop and output) from running for ever or filling the memory.
+    A template is somebody else's program. jinja2's sandbox keeps it from reaching anything but its arguments.
     Raises: DataError where it is not valid.
     """
     import jinja2.ext
-    from jinja2 import nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.visitor import NodeTransformer
-
-    def too_much(what):
-        raise jinja2.TemplateError(f"it does too much: {what}")
-
-    @jinja2.pass_context
-    def metered(context, value):
-        value = list(value) if isinstance(value, Iterator) else value  # what map and select give
-        context["_meter"][0] -= 1000 + (len(value) if isinstance(value, (str, list, tuple, range)) else 0)
-        return value if context["_meter"][0] > 0 else too_much("does it ever end?")
-
-    def meter(node):
-        return nodes.Filter(node, "metered", [], [], None, None)
-
-    class Meter(NodeTransformer):
-        """Puts the meter into a parsed template."""
-
-        def generic_visit(self, node):
-            node = super().generic_visit(node)
-            if isinstance(node, nodes.For):
-                node.iter = meter(node.iter)
-            elif isinstance(node, nodes.AssignBlock):
-                node.filter = meter(node.filter)
-            elif isinstance(node, nodes.Output):
-                node.nodes = [n if isinstance(n, nodes.TemplateData) else meter(n) for n in node.nodes]
-            elif isinstance(node, nodes.CallBlock):
-                node.call = node.call.node  # has to stay a plain call
-            elif isinstance(node, nodes.Const) and isinstance(node.value, int) and node.value > BUDGET:
-                too_much(f"the number {node.value}")
-            elif isinstance(node, (nodes.BinExpr, nodes.Concat, nodes.Filter, nodes.Call)):
-                return meter(node)
-            return node
 
     class Sandbox(ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset(["*", "**"])  # "x" * 10**10 has to be stopped before it is made
 
         def call_binop(self, context, operator, left, right):
             a, b = (len(x) if hasattr(x, "__len__") else abs(x) for x in (left, right))
-            if (a * b if operator == "*" else a ** min(b, 64)) > BUDGET:
-                too_much(f"{operator} of {a} and {b}")
+            if (a * b if operator == "*" else a ** min(b, 64)) > 10**8:
+                raise jinja2.TemplateError(f"{operator} of {a} and {b} is too much")
             return super().call_binop(context, operator, left, right)
 
     class Generation(jinja2.ext.Extension):
@@ -581,8 +563,12 @@ def compile_template(source: str, where: str):
         tags = {"generation"}
 
         def parse(self, parser):
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.CallBlock(self.call_method("text"), [], [], body).set_lineno(line)
+
+        def text(self, caller):
+            return caller()
 
     def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -592,13 +578,40 @@ def compile_template(source: str, where: str):
 
     extensions = ["jinja2.ext.loopcontrols", Generation]
     env = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    env.filters |= {"tojson": tojson, "metered": metered}
+    env.filters["tojson"] = tojson
     env.globals |= {"raise_exception": raise_exception,
                     "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
     try:
-        return env.from_string(Meter().visit(env.parse(source)))
+        return env.from_string(source)
     except (jinja2.TemplateError, TypeError, RecursionError) as e:
         raise DataError(f"{where}: the chat template is not valid ({e})") from None
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float):
+    """TimeoutError in what takes longer: an endless template, say. Signals reach the main thread only, and Windows has
+    no such signal; elsewhere nothing is limited."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    late = []
+
+    def on_alarm(number, frame):
+        late.append(True)
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except Exception:
+        if late:  # whatever became of our exception on its way: jinja2 can stumble over it
+            raise TimeoutError(f"it took more than {seconds} seconds") from None
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def common_prefix(sequences: list[np.ndarray]) -> int:
@@ -615,7 +628,10 @@ def common_prefix(sequences: list[np.ndarray]) -> int:
 
 @dataclasses.dataclass
 class Pairs:
-    """R tokenised rows in flat arrays, 4 bytes a token: their S sequences, and the n pairs among them, row by row."""
+    """R tokenised rows in flat arrays, 4 bytes a token: their S sequences, and the n pairs among them, row by row.
+
+    So some arrays are by sequence, some by row and some by pair, as their shapes say; len() is the number of pairs.
+    """
 
     ids: np.ndarray  # (all tokens,) int32
     offsets: np.ndarray  # (S+1,) int64: sequence s is ids[offsets[s]:offsets[s+1]]
@@ -672,7 +688,7 @@ def encode_preferences(
         """Those that compare something and are taken by the template: (preference, texts, prompt characters)."""
         for p in preferences:
             if not all(response and response[-1]["content"].strip() for response in p.responses):
-                left_out["empty side"] += 1
+                left_out["empty side"] += 1  # the whole row, whatever else is in it; so with the other reasons
                 continue
             if not p.pairs():
                 left_out["all tied"] += 1

@@ -133,7 +133,8 @@ def sequence_of(row: dict, tokenizer: Tokenizer, model: RewardModel, max_length:
     elif "text" in row:
         if not isinstance(row["text"], str) or not to_messages(row["text"], "assistant", where, "text"):
             raise DataError(f"{where}: field 'text' is not a non-empty string")
-        sequences = [tokenizer.encode([row["text"]])[0][0]]
+        text = row["text"] if row["text"].startswith(tokenizer.bos) else tokenizer.bos + row["text"]
+        sequences = [tokenizer.encode([text])[0][0]]
     else:
         prompt, response = prompt_and_response(row, where)
         return sequences_of(prompt, [response], tokenizer, model, max_length, where)[0]
@@ -196,7 +197,7 @@ def score_pairs(model, pairs: Pairs, **options) -> np.ndarray:
 
 
 def report(rewards: np.ndarray, pairs: Pairs) -> dict:
-    """Every figure of the evaluation, in full precision.
+    """Every figure of the evaluation, in full precision. Each pair counts once, those of a row of K responses too.
 
     Args:    rewards: (n, 2) of chosen and rejected.
     Raises:  DataError without pairs, or where a reward is not a finite number (NaN compares as "not larger" and would
@@ -211,6 +212,8 @@ def report(rewards: np.ndarray, pairs: Pairs) -> dict:
     right = np.sign(rewards[:, 0] - rewards[:, 1]) / 2 + 0.5  # 1, ½ for a tie, 0
     longer = np.sign(np.diff(pairs.lengths(), axis=1)[:, 0])  # +1 where the rejected side is longer
     shorter = right[longer > 0]
+    each = np.full(len(pairs.offsets) - 1, np.nan)  # (S,): a response that is in several pairs has one reward
+    each[pairs.chosen], each[pairs.rejected] = rewards.T
     result = {
         "pairs": len(rewards),
         "prompts": len(np.unique(pairs.prompt_group)),
@@ -222,8 +225,8 @@ def report(rewards: np.ndarray, pairs: Pairs) -> dict:
         "mean_margin": float((rewards[:, 0] - rewards[:, 1]).mean(dtype=np.float64)),
         "mean_chosen": float(rewards[:, 0].mean(dtype=np.float64)),
         "mean_rejected": float(rewards[:, 1].mean(dtype=np.float64)),
-        "mean_reward": float(rewards.mean(dtype=np.float64)),
-        "std_reward": float(rewards.std(dtype=np.float64)),
+        "mean_reward": float(np.nanmean(each)),
+        "std_reward": float(np.nanstd(each)),
         "longer_wins_accuracy": float((0.5 - longer / 2).mean()),
         "pairs_where_chosen_is_shorter": len(shorter),
         "accuracy_where_chosen_is_shorter": float(shorter.mean()) if len(shorter) else None,

@@ -5,7 +5,8 @@
     python train_rm.py --model DIR --data pairs.jsonl --epochs 1        from pretrained weights, as one would for RLHF
     torchrun --nproc-per-node 8 train_rm.py --model DIR --data …        the same on eight GPUs
 
-One optimizer step, on --batch-size pairs (x, y_w, y_l) drawn without replacement:
+One optimizer step, on --batch-size pairs (x, y_w, y_l) drawn without replacement (or so many prompts with K responses
+each, whose pairs weigh as much as one together):
 
     r_w, r_l = rewards of chosen and rejected                            both in the same forward pass (model.py)
     θ ← AdamW(θ, ∇ mean −log σ(r_w − r_l))                               (loss.py; Ouyang et al. 2022, eq 1)
@@ -65,7 +66,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         "small decoder from scratch)")
     add("--revision", help="branch, tag or commit of a --model on the hub (default: main)")
     files = {"nargs": "+", "action": "extend", "metavar": "FILE"}
-    add("--data", **files, help="preference pairs, .jsonl or .json, gzipped or not, a folder, or "
+    add("--data", **files, help="pairs or ranked responses, .jsonl or .json, gzipped or not, a folder, or "
         "hub:owner/name/FILE; parse_preference in data.py lists the layouts (default: the toy world)")
     add("--eval-data", **files, help="held-out pairs (default: hold out some prompts of --data)")
     add("--eval-fraction", type=number(float, above=0, below=1), help="share of prompts to hold out (default: 0.1; in "
@@ -90,7 +91,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--gradient-accumulation-steps", type=natural, default=1, help="cut each process's share of a step into this "
         "many forward passes, to save memory; the step stays the same")
     add("--tokens-per-batch", type=natural, help="instead of --gradient-accumulation-steps: as many forward passes as "
-        "it takes for each to hold at most this many tokens, prompts counted once (or one pair)")
+        "it takes for each to hold at most this many tokens, prompts counted once (or one row)")
     add("--lr", type=positive, help="peak learning rate (default: 1e-5 with --model, 1e-3 from scratch)")
     add("--lr-scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="decay to 0 after warmup")
     add("--warmup-ratio", type=share, default=0.05, help="share of steps with a rising learning rate")

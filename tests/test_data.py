@@ -2,6 +2,7 @@
 import gzip
 import json
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import tokenizers
 from conftest import SHARED, needs_shared, tiny_tokenizer
 
+import data
 from data import (
     DataError, Preference, Tokenizer, collate, describe_audit, encode_preferences, epoch_order, parse_preference, read_preferences,
     read_rows, split_by_prompt, step_batches,
@@ -162,8 +164,8 @@ def test_a_prompt_too_long_for_one_of_k_responses_is_shortened_for_all():
     ({"instruction": "q", "history": ["a"], "chosen": "a", "rejected": "b"}, "here:1: field 'history'"),
     ({"prompt": "q", "chosen": "a", "rejected": "b", "gold_chosen": 1.0}, "gold_rejected"),
     ({"prompt": "q", "responses": ["a"], "scores": [1]}, "here:1: field 'responses' is not a list of two or more"),
-    ({"prompt": "q", "responses": ["a", "b"]}, "here:1: field 'scores' or 'ranks' is not a list of one number for each"),
-    ({"prompt": "q", "responses": ["a", "b"], "scores": [1, 2, 3]}, "here:1: field 'scores' or 'ranks'"),
+    ({"prompt": "q", "responses": ["a", "b"]}, "here:1: no field 'scores' or 'ranks' beside"),
+    ({"prompt": "q", "responses": ["a", "b"], "scores": [1, 2, 3]}, "here:1: field 'scores' is not a list of one number for each"),
     ({"prompt": "q", "responses": ["a", "b"], "ranks": [1, None]}, "here:1: field 'ranks' is 'None', not a number"),
     ({"prompt": "q", "responses": ["a", 3], "ranks": [1, 2]}, r"here:1: field 'responses\[1\]' is neither text"),
     ({"responses": ["a", [U("q"), A("b")]], "ranks": [1, 2]}, "here:1: .* the whole dialogue"),
@@ -316,19 +318,16 @@ def test_what_qwen3_and_smollm2_add_by_themselves_is_in_the_golden_texts():
 
 
 @pytest.mark.parametrize("template, message", [
-    ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "does it ever end"),
-    ("{% set ns = namespace(n=0) %}{% for a in range(9999) %}{% for b in messages %}{% for c in 'abcd' * 9999 %}"
-     "{% set ns.n = ns.n + 1 %}{% endfor %}{% endfor %}{% endfor %}", "does it ever end"),
-    ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", "does it ever end"),
+    ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 1 seconds"),
+    ("{% set s = 'ab' * 999999 %}{% for i in range(99999) %}{% if 'bb' in s %}{% endif %}{% endfor %}", "more than 1 seconds"),
+    ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", "more than 1 seconds"),
+    ("{% set ns = namespace(a=[]) %}{% for i in range(30) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}{{ ns.a }}", "more than 1 seconds"),
+    ("{{ lipsum(99999, false, 20, 1000) }}", "more than 1 seconds"),
     ("{% for m in [[[]]] * 60 recursive %}{{ loop(messages) }}{{ loop(messages) }}{% endfor %}", "refuses this dialogue"),
     ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
-    ("{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}", "does it ever end"),
-    ("{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}{% endfor %}", "ever end"),
-    ("{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s | replace('x', 'xx') %}{% endfor %}", "ever end"),
-    ("{% set s = 'x' * 1000000 %}{% for i in range(99999) %}{{ s }}{% endfor %}", "does it ever end"),
+    ("{% for i in range(10 ** 7) %}{% endfor %}", "Range too big"),
     ("{{ 'x' * 99999999 * 99999999 }}", "too much"),
     ("{{ 10 ** 99 ** 99 }}", "too much"),
-    ("{{ 'x'.ljust(9999999999) }}", "too much"),
     ("{{ messages.append(1) }}", "refuses this dialogue"),
     ("{{ messages.__class__.__init__.__globals__ }}", "refuses this dialogue"),
     ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses this dialogue"),
@@ -336,23 +335,43 @@ def test_what_qwen3_and_smollm2_add_by_themselves_is_in_the_golden_texts():
     ("{{ cycler.__init__.__globals__.os.system('true') }}", "refuses this dialogue"),
     ("{% for m in messages %}{{ m", "not valid"),
 ])
-def test_a_dangerous_or_endless_template_fails_in_one_line_and_soon(template, message):
-    began = time.perf_counter()
+def test_a_dangerous_or_endless_template_fails_in_one_line_and_soon(template, message, monkeypatch):
+    monkeypatch.setattr(data, "RENDER_SECONDS", 1)
+    began, handler = time.perf_counter(), signal.getsignal(signal.SIGALRM)
     with pytest.raises(DataError, match=message) as error:
         tiny_tokenizer(template)
-    assert "\n" not in str(error.value) and time.perf_counter() - began < 30
+    assert "\n" not in str(error.value) and time.perf_counter() - began < 15
+    assert signal.getsignal(signal.SIGALRM) == handler and signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
-def test_the_meter_changes_nothing_that_a_template_may_do():
-    template = ("{% set ns = namespace(n=0) %}{% macro say(m, mark='') -%}{{ mark }}{{ m.content | trim }}{%- endmacro %}"
-                "{% for m in messages if m.role != 'system' %}{% set ns.n = ns.n + 1 %}{{ loop.index }}/{{ loop.length }}"
-                "{% if loop.last %}!{% endif %}{{ say(m, mark='-' * 2) }}{% call(x) twice(m.role) %}<{{ x }}>{% endcall %}"
-                "{% filter upper %}a{{ m.role }}{% endfilter %}{% set both %}{{ m.role }};{% endset %}{{ both }}</s>{% endfor %}"
-                "{{ messages | map(attribute='role') | join(',') }}{{ ns.n }}{{ {'a': [1, 'é<']} | tojson }}</s>")
-    template = "{% macro twice(x) %}{{ caller(x) }}{{ caller(x) }}{% endmacro %}" + template
-    assert tiny_tokenizer(template).render([U(" q "), A("a")]) == (
-        "1/2--q<user><user>AUSERuser;</s>2/2!--a<assistant><assistant>AASSISTANTassistant;</s>user,assistant2"
-        '{"a": [1, "é<"]}</s>')
+def test_all_named_special_tokens_reach_the_template():
+    tokenizer = tiny_tokenizer("{{ cls_token }}{% for m in messages %}{{ m.content }}{{ sep_token }}{% endfor %}",
+                               specials=("[CLS]", "[SEP]"), cls_token="[CLS]", sep_token={"content": "[SEP]"})
+    assert tokenizer.render([U("q"), A("a")]) == "[CLS]q[SEP]a[SEP]" and tokenizer.end_token == "[SEP]"
+
+
+def test_a_bos_that_the_template_leaves_out_is_not_put_in_again(tmp_path):
+    template = "{% if messages[0].role != 'system' %}{{ bos_token }}{% endif %}{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    tokenizer = tiny_tokenizer(template, bos=True)
+    with_bos, without = ([U("q"), A("a")], [{"role": "system", "content": "s"}, A("a")])
+    assert [tokenizer.encode([tokenizer.render(m)])[0][0][0] == 1 for m in (with_bos, without)] == [True, False]
+
+
+def test_add_bos_token_null_asks_the_tokenizer():
+    starts = lambda **config: tiny_tokenizer(**config).render([U("q")]).startswith("<s>")
+    assert starts(bos=True, add_bos_token=None) and not starts(bos=False, add_bos_token=None)
+    assert starts(bos=False, add_bos_token=True) and not starts(bos=True, add_bos_token=False)
+
+
+@pytest.mark.parametrize("rows", [
+    {"prompt": [U("q"), A("call")], "chosen": [{"role": "tool", "content": "1"}, A("a")], "rejected": [{"role": "tool", "content": "2"}, A("b")]},
+    {"chosen": [U("q"), A("x"), U("one"), A("a")], "rejected": [U("q"), A("x"), U("two"), A("b")]},
+    {"system": "s", "chosen": [U("one"), A("a")], "rejected": [U("two"), A("b")]},
+    {"prompt": [U("q")], "chosen": [A("x"), U("y"), A("a")], "rejected": [A("b")]},
+])
+def test_sides_that_part_at_any_turn_keep_their_prompt_when_written_and_read(rows):
+    p = parse_preference(rows, "")
+    assert p.prompt and parse_preference(p.to_row(), "") == p
 
 
 def test_tojson_and_the_clock_are_those_of_transformers():
@@ -599,6 +618,8 @@ def test_generation_tags_leave_the_text_as_it_is():
     plain = tiny_tokenizer(body.replace("@", "").replace("#", ""))
     dialogue = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     assert marked.render(dialogue) == plain.render(dialogue) == "[a]b</s>"
+    scoped = tiny_tokenizer("{% set x = 'A' %}{% generation %}{% set x = 'B' %}{% endgeneration %}{{ x }}</s>")
+    assert scoped.render(dialogue) == "A</s>"  # a scope of its own, as in transformers
     assert marked.end_token == "</s>"
 
 

@@ -74,6 +74,13 @@ def test_every_figure_agrees_with_a_computation_by_hand():
     assert result["pairs_where_chosen_is_shorter"] == (longer < 0).sum() > 0
 
 
+def test_a_response_in_several_pairs_counts_once_in_the_mean_of_all_rewards():
+    pairs, _ = encode_preferences([parse_preference({"prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"]})], tiny_tokenizer(), 99)
+    result = report(np.array([[10, 0], [10, 1], [10, 5]], np.float32), pairs)
+    assert (result["mean_reward"], result["std_reward"]) == (4.0, pytest.approx(np.std([10, 0, 1, 5])))
+    assert result["pairs"] == 3 and result["mean_chosen"] == 10
+
+
 def test_equal_rewards_everywhere_are_all_ties_and_one_half():
     pairs, _ = some_pairs(7)
     result = report(np.ones((7, 2), np.float32), pairs)
