@@ -61,6 +61,7 @@ class Preference:
     margin: float = 0.0  # by how much the better of a pair should win, in nats
     gold: list[float] | None = None  # the true rewards, where somebody knows them (the toy world)
     where: str = ""  # "file:row", for messages
+    tags: dict[str, str] = dataclasses.field(default_factory=dict)  # its id, source, subset, where the row has them
 
     def pairs(self) -> list[tuple[int, int]]:
         """(better, worse) of all pairs of responses that are not tied."""
@@ -73,7 +74,7 @@ class Preference:
 
     def to_row(self) -> dict:
         """A row that parse_preference reads back as this."""
-        row = {"prompt": self.prompt, "margin": self.margin}
+        row = {"prompt": self.prompt, "margin": self.margin} | self.tags
         if self.scores != [1, 0]:
             return row | {"responses": self.responses, "scores": self.scores}
         row |= dict(zip(("chosen", "rejected"), self.responses))
@@ -254,7 +255,8 @@ def parse_preference(row: dict, where: str = "row") -> Preference:
         gold = [_number(row.get(field), where, field) for field in ("gold_chosen", "gold_rejected")]
     scores = [score for _, _, score in sides]
     best_first = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable: chosen stays before rejected
-    return Preference(prompt, [responses[i] for i in best_first], [scores[i] for i in best_first], margin, gold, where)
+    tags = {tag: str(row[tag]) for tag in ("id", "source", "subset") if row.get(tag) is not None}
+    return Preference(prompt, [responses[i] for i in best_first], [scores[i] for i in best_first], margin, gold, where, tags)
 
 
 def _sides(row: dict, where: str) -> list[tuple[str, object, float]]:
@@ -643,6 +645,7 @@ class Pairs:
     margin: np.ndarray  # (n,) float32, nats
     prompt_group: np.ndarray  # (n,) equal numbers: same prompt
     true_rewards: np.ndarray | None = None  # (S,) where all rows have them
+    tags: list[dict] | None = None  # (R,) id, source, subset where a row has them, and "where" it stands
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -666,6 +669,10 @@ class Pairs:
     def row(self, r: int) -> list[np.ndarray]:
         """The sequences of a row."""
         return [self.sequence(s) for s in range(self.row_sequences[r], self.row_sequences[r + 1])]
+
+    def row_of_pair(self) -> np.ndarray:
+        """(n,) the row each pair is of."""
+        return np.repeat(np.arange(self.rows), np.diff(self.row_pairs))
 
     def lengths(self) -> np.ndarray:
         """(n, 2) tokens of the chosen and rejected sequence."""
@@ -744,6 +751,7 @@ def encode_preferences(
         margin=np.repeat(np.array([p.margin for p in kept], dtype=np.float32), pairs_of_row),
         prompt_group=np.repeat([groups.setdefault(p.key(), len(groups)) for p in kept], pairs_of_row).astype(np.int64),
         true_rewards=np.array([r for p in kept for r in p.gold]) if kept and all(p.gold for p in kept) else None,
+        tags=[{"where": p.where} | p.tags for p in kept],
     )
     return pairs, audit_of(pairs, kept, left_out, truncated)
 

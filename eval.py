@@ -21,12 +21,14 @@ import json
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Iterable, Iterator
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from data import DataError, Pairs, Tokenizer, common_prefix, describe_audit, encode_preferences, pack, pad_right
 from data import model_folder, parse_lines, read_preferences, read_rows, to_messages
@@ -210,7 +212,8 @@ def report(rewards: np.ndarray, pairs: Pairs) -> dict:
     r_chosen, r_rejected = torch.from_numpy(rewards).unbind(1)  # (n,) each
     accuracy, ties = pairwise_accuracy(r_chosen, r_rejected)
     right = np.sign(rewards[:, 0] - rewards[:, 1]) / 2 + 0.5  # 1, ½ for a tie, 0
-    longer = np.sign(np.diff(pairs.lengths(), axis=1)[:, 0])  # +1 where the rejected side is longer
+    gaps, lengths = rewards[:, 0].astype(np.float64) - rewards[:, 1], pairs.lengths()  # (n,), (n, 2)
+    longer = np.sign(lengths[:, 1] - lengths[:, 0])  # +1 where the rejected side is longer
     shorter = right[longer > 0]
     each = np.full(len(pairs.offsets) - 1, np.nan)  # (S,): a response that is in several pairs has one reward
     each[pairs.chosen], each[pairs.rejected] = rewards.T
@@ -230,12 +233,112 @@ def report(rewards: np.ndarray, pairs: Pairs) -> dict:
         "longer_wins_accuracy": float((0.5 - longer / 2).mean()),
         "pairs_where_chosen_is_shorter": len(shorter),
         "accuracy_where_chosen_is_shorter": float(shorter.mean()) if len(shorter) else None,
+        "length_correlation": correlation(each[~np.isnan(each)], np.diff(pairs.offsets)[~np.isnan(each)]),
+        "margin_length_correlation": correlation(gaps, lengths[:, 0] - lengths[:, 1]),
+        "calibration": calibration(gaps),
+        "quantiles": {name: dict(zip(QUANTILES, np.quantile(values, list(QUANTILES.values())).tolist())) for name, values
+                      in (("chosen", rewards[:, 0]), ("rejected", rewards[:, 1]), ("margin", gaps))},
+        "by_length": by_length(right, lengths.max(1)),
     }
+    wins = best_wins(gaps, pairs)
+    result["rows_with_a_best"], result["best_wins"] = int((~np.isnan(wins)).sum()), _mean(wins)
+    for tag in ("source", "subset"):
+        of_row = np.array([tags.get(tag, "") for tags in pairs.tags or [{}] * pairs.rows])
+        if (of_row != "").any():
+            of_pair = of_row[pairs.row_of_pair()]
+            result[f"by_{tag}"] = {
+                name: {"pairs": int((of_pair == name).sum()), "accuracy": float(right[of_pair == name].mean()),
+                       "best_wins": _mean(wins[of_row == name])} for name in sorted(set(of_row))}
     if pairs.gold is not None:
         right_label = 1 / (1 + np.exp(pairs.gold[:, 1] - pairs.gold[:, 0]))  # P(the label says what it says)
         result["ceiling_accuracy"] = float(np.maximum(right_label, 1 - right_label).mean())  # Bayes: E max(p, 1−p)
+        p = np.clip(right_label, 1e-12, 1 - 1e-12)
+        result["ceiling_loss"] = float(-(p * np.log(p) + (1 - p) * np.log(1 - p)).mean())  # E H(p)
         result["gold_correlation"] = within_group_correlation(rewards, pairs.gold, pairs.prompt_group)
     return result
+
+
+QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """The mean of those that are numbers, or None."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else None
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Pearson's, or None where one of the two does not vary."""
+    a, b = a - a.mean(dtype=np.float64), b - b.mean(dtype=np.float64)
+    scale = math.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum() / scale) if scale else None
+
+
+def calibration(gaps: np.ndarray, bins: int = 10) -> dict:
+    """Is a gap worth what it says? The model gives the side it likes better the chance σ(|gap|), its confidence.
+
+    ece          expected calibration error: Σ_b n_b/n · |accuracy_b − mean confidence_b| over bins of equal width from ½
+                 to 1 (Guo et al. 2017, eq 3). With few pairs it is above 0 by chance alone.
+    temperature  the T for which −log σ(gap / T) is least on these pairs: above 1, the model is surer than it is right.
+                 None where none is: all pairs right (T = 0 is best), or no better than a coin (T = ∞).
+    table        of each bin that has pairs: from, to, pairs, confidence, accuracy
+
+    Args:  gaps: (n,) r_w − r_l, nats.
+    """
+    sure, right = 1 / (1 + np.exp(-np.abs(gaps))), np.sign(gaps) / 2 + 0.5  # (n,) each; a tie is half right
+    place, table = np.minimum(((sure - 0.5) * 2 * bins).astype(int), bins - 1), []
+    for b in np.unique(place).tolist():
+        inside = place == b
+        table.append({"from": 0.5 + b / bins / 2, "to": 0.5 + (b + 1) / bins / 2, "pairs": int(inside.sum()),
+                      "confidence": float(sure[inside].mean()), "accuracy": float(right[inside].mean())})
+    ece = sum(row["pairs"] * abs(row["accuracy"] - row["confidence"]) for row in table) / len(gaps)
+    # The loss is convex in 1/T, and its slope is −Σ gap · σ(−gap/T): where that changes sign is the minimum.
+    slope = lambda inverse: -(gaps / (1 + np.exp(np.clip(gaps * inverse, -700, 700)))).sum()
+    low, high, temperature = 1e-6, 1e6, None
+    if slope(low) < 0 < slope(high):
+        for _ in range(100):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+        temperature = 1 / middle
+    return {"ece": float(ece), "temperature": temperature, "table": table}
+
+
+def by_length(right: np.ndarray, tokens: np.ndarray, parts: int = 4) -> list[dict]:
+    """Accuracy of the shortest quarter of the pairs, the next, …; by the tokens of the longer side."""
+    order = np.argsort(tokens, kind="stable")
+    return [{"from": int(tokens[part[0]]), "to": int(tokens[part[-1]]), "pairs": len(part), "accuracy": float(right[part].mean())}
+            for part in np.array_split(order, parts) if len(part)]
+
+
+def best_wins(gaps: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """(R,) of each row 1 if its best response has the highest reward, 1/m if it shares that with m − 1 others, else 0
+    (RewardBench 2's rule; of a pair that is its accuracy). NaN where a row has no single best one."""
+    row = pairs.row_of_pair()
+    of_best = pairs.chosen == pairs.row_sequences[row]  # responses are sorted: the first is a best one
+    count = lambda which: np.bincount(row[which], minlength=pairs.rows)
+    beaten, tied = count(of_best & (gaps < 0)) > 0, count(of_best & (gaps == 0))
+    single = count(of_best) == np.diff(pairs.row_sequences) - 1
+    return np.where(single, np.where(beaten, 0.0, 1 / (1 + tied)), np.nan)
+
+
+def worst_mistakes(rewards: np.ndarray, pairs: Pairs, tokenizer: Tokenizer, n: int = 5) -> list[dict]:
+    """The n pairs that the model is surest about and wrong, as texts."""
+    gaps, rows = rewards[:, 0] - rewards[:, 1], pairs.row_of_pair()
+    worst = [i for i in np.argsort(gaps, kind="stable")[:n] if gaps[i] < 0]
+    text = lambda ids: tokenizer.backend.decode(ids.tolist())
+    return [{"where": pairs.tags[rows[i]]["where"], "margin": float(gaps[i]),
+             "prompt": text(pairs.sequence(pairs.chosen[i])[: pairs.prompt_tokens[rows[i]]]),
+             **{side: text(pairs.sequence(s)[pairs.prompt_tokens[rows[i]] :])
+                for side, s in (("chosen", pairs.chosen[i]), ("rejected", pairs.rejected[i]))}} for i in worst]
+
+
+def predictions(rewards: np.ndarray, pairs: Pairs, tokenizer: Tokenizer) -> Iterator[dict]:
+    """One row a pair: where it stands, its id, source, subset, both rewards, and the tokens they were read at."""
+    for i, row in enumerate(pairs.row_of_pair()):
+        last = [int(pairs.sequence(s)[-1]) for s in (pairs.chosen[i], pairs.rejected[i])]
+        yield pairs.tags[row] | {
+            "chosen": float(rewards[i, 0]), "rejected": float(rewards[i, 1]),
+            "scored_tokens": [{"id": t, "token": tokenizer.backend.id_to_token(t)} for t in last]}
 
 
 def bootstrap_interval(right: np.ndarray, group: np.ndarray, draws: int = 1000, seed: int = 0) -> list[float]:
@@ -284,35 +387,168 @@ def describe(result: dict) -> str:
         ("mean margin", f"{result['mean_margin']:+.3f}", f"nats; chosen {result['mean_chosen']:+.3f}, "
                                                          f"rejected {result['mean_rejected']:+.3f}"),
     ]
+    c, r = result["calibration"], result["length_correlation"]
+    lines += [
+        ("calibration error", f"{c['ece']:.3f}", "between how sure it is, σ(|gap|), and how often it is right, over ten bins"),
+        ("temperature", f"{c['temperature']:.2f}" if c["temperature"] else "none", "divides rewards for the least loss; above 1: "
+                                                                                  "too sure of itself"),
+        ("length correlation", f"{r:+.3f}" if r is not None else "none", "of rewards with tokens"),
+    ]
     if "gold_correlation" in result:
         lines.append(("gold correlation", f"{result['gold_correlation']:.3f}",
                       "learned with true rewards, within prompts"))
     return "\n".join(f"{name:<22} {value:>8}   {meaning}" for name, value, meaning in lines)
 
 
+def describe_parts(result: dict, mistakes: list[dict]) -> str:
+    """What the table leaves out: by confidence, by length, by source and subset, and the worst mistakes."""
+    lines = ["", "how sure     pairs   confidence   accuracy"]
+    lines += [f"{b['from']:.2f}–{b['to']:.2f} {b['pairs']:>9} {b['confidence']:>12.3f} {b['accuracy']:>10.3f}"
+              for b in result["calibration"]["table"]]
+    lines += ["", "tokens of the longer side   pairs   accuracy"]
+    lines += [f"{b['from']:>10} to {b['to']:<10} {b['pairs']:>9} {b['accuracy']:>10.3f}" for b in result["by_length"]]
+    for tag in ("source", "subset"):
+        if parts := result.get(f"by_{tag}"):
+            width = max(map(len, parts))
+            lines += ["", f"{tag:<{width}}   pairs   accuracy   the best one wins"]
+            shown = lambda value: "–" if value is None else f"{value:.3f}"
+            lines += [f"{name:<{width}} {p['pairs']:>7} {p['accuracy']:>10.3f} {shown(p['best_wins']):>19}" for name, p in parts.items()]
+            means = [_mean(np.array([p[of] for p in parts.values()], dtype=float)) for of in ("accuracy", "best_wins")]
+            lines.append(f"{'their mean':<{width}} {'':>7} {shown(means[0]):>10} {shown(means[1]):>19}")
+    short = lambda text: json.dumps(text if len(text) <= 300 else text[:140] + " … " + text[-140:], ensure_ascii=False)
+    lines += ["", "surest and wrong:"] * bool(mistakes)
+    for m in mistakes:
+        lines += [f"{m['where']}  margin {m['margin']:+.2f}"] + [f"  {part:<9} {short(m[part])}" for part in ("prompt", "chosen", "rejected")]
+    return "\n".join(lines)
+
+
+def beside_each_other(names: list[str], results: list[dict]) -> str:
+    """The main figures of several data files, a line a file."""
+    width = max(map(len, names))
+    lines = [f"{'':<{width}}   pairs   accuracy   95% interval     longer wins   loss     calibration error"]
+    for name, r in zip(names, results):
+        low, high = r["accuracy_ci95"]
+        lines.append(f"{name:<{width}} {r['pairs']:>7} {r['accuracy']:>10.3f}   {low:.3f} to {high:.3f} {r['longer_wins_accuracy']:>13.3f} "
+                     f"{r['loss']:>8.4f} {r['calibration']['ece']:>15.3f}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- pictures (matplotlib, an optional extra)
+
+
+def pyplot():
+    """matplotlib, drawing to files.  Raises: DataError where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise DataError("--plot needs matplotlib, an optional extra: pip install matplotlib") from None
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def plot(file: str, rewards: np.ndarray, pairs: Pairs, result: dict, metrics: list[dict]) -> None:
+    """The report as pictures: rewards, calibration, length, truth where it is known, and the learning curve."""
+    panels = [plot_rewards, plot_calibration, plot_length] + [plot_truth] * (pairs.gold is not None)
+    panels += [plot_curve] * any("loss" in line for line in metrics)
+    columns = 2 if len(panels) < 5 else 3
+    figure, axes = pyplot().subplots(2, columns, figsize=(4.5 * columns, 8), layout="constrained")
+    for axis, panel in itertools.zip_longest(axes.flat, panels):
+        panel(axis, rewards, pairs, result, metrics) if panel else axis.set_axis_off()
+    with replacing(file, binary=True) as out:
+        figure.savefig(out, format=Path(file).suffix[1:] or "png", dpi=150)
+
+
+def plot_rewards(axis, rewards, pairs, result, metrics) -> None:
+    edges = np.histogram_bin_edges(rewards, bins=40)
+    axis.hist(rewards[:, 0], edges, color="0.75", label="chosen")
+    axis.hist(rewards[:, 1], edges, histtype="step", color="black", label="rejected")
+    axis.set(title="Rewards", xlabel="reward, nats", ylabel="responses")
+    axis.legend()
+
+
+def plot_calibration(axis, rewards, pairs, result, metrics) -> None:
+    table = result["calibration"]["table"]
+    axis.plot([0.5, 1], [0.5, 1], color="0.6", linestyle="dashed", label="as sure as it is right")
+    axis.plot([b["confidence"] for b in table], [b["accuracy"] for b in table], "o-", color="black", label="this model")
+    for b in table:
+        axis.annotate(f"{b['pairs']}", (b["confidence"], b["accuracy"]), xytext=(4, -10), textcoords="offset points", fontsize=7)
+    axis.set(title=f"Calibration (error {result['calibration']['ece']:.3f}; numbers: pairs)", xlabel="confidence σ(|gap|)",
+             ylabel="accuracy")
+    axis.legend()
+
+
+def plot_length(axis, rewards, pairs, result, metrics) -> None:
+    lengths = pairs.lengths()
+    for side, marker, color in ((0, ".", "0.6"), (1, "x", "black")):
+        axis.scatter(lengths[:2000, side], rewards[:2000, side], s=8, marker=marker, linewidths=0.6, color=color,
+                     label=("chosen", "rejected")[side])
+    r = result["length_correlation"]
+    axis.set(title="Length" + ("" if r is None else f" (correlation {r:+.2f})"), xlabel="tokens", ylabel="reward, nats")
+    axis.legend()
+
+
+def plot_truth(axis, rewards, pairs, result, metrics) -> None:
+    shift = rewards.mean() - pairs.gold.mean()  # a reward has no zero point
+    axis.scatter(pairs.gold[:2000], rewards[:2000] - shift, s=6, color="black", alpha=0.3)
+    ends = [pairs.gold.min(), pairs.gold.max()]
+    axis.plot(ends, ends, color="0.6", linestyle="dashed", label="learned = true")
+    axis.set(title=f"Learned and true (within prompts: {result['gold_correlation']:.3f})", xlabel="true reward, nats",
+             ylabel="learned reward, shifted, nats")
+    axis.legend()
+
+
+def plot_curve(axis, rewards, pairs, result, metrics) -> None:
+    trained, evaluated = ([line for line in metrics if key in line] for key in ("loss", "eval_loss"))
+    axis.plot([m["step"] for m in trained], [m["loss"] for m in trained], color="0.6", label="training")
+    axis.plot([m["step"] for m in evaluated], [m["eval_loss"] for m in evaluated], "o-", color="black", label="held out")
+    axis.axhline(math.log(2), color="black", linestyle="dotted", label="a coin, log 2")
+    if result and "ceiling_loss" in result:
+        axis.axhline(result["ceiling_loss"], color="black", linestyle="dashed", label="the best possible")
+    axis.set(title="Learning curve", xlabel="step", ylabel="loss, nats")
+    axis.legend()
+
+
 # ---------------------------------------------------------------- the commands
 
 
 def command_report(args, model, tokenizer, max_length: int, options: dict) -> None:
-    """Pairs of a file -> a table on standard output and, with --output, every figure as JSON."""
-    with replacing(args.output) if args.output else contextlib.nullcontext() as file:
-        preferences, malformed = read_preferences(args.data, args.skip_bad_rows)
-        pairs, audit = encode_preferences(preferences, tokenizer, max_length, False, malformed, args.skip_bad_rows)
-        print(describe_audit(args.data, audit), file=sys.stderr)
-        if not len(pairs):
-            raise DataError(f"{args.data}: no pairs left to evaluate")
-        check_ids(pairs.ids, model, args.data)
-        result = report(score_pairs(model, pairs, **options), pairs)
-        print(describe(result))
-        if file:
-            file.write(json.dumps(result | {"data": args.data, "run": args.run, "audit": audit}, indent=2) + "\n")
+    """Pairs of some files -> tables on standard output; with --output every figure, with --predictions every pair."""
+    if args.plot and len(args.data) > 1:
+        raise DataError("--plot draws one file of --data")
+    if args.plot:
+        pyplot()  # missing? better now than after the work
+    with replacing(args.output) as figures, replacing(args.predictions) as rows:
+        results = []
+        for path in args.data:
+            preferences, malformed = read_preferences(path, args.skip_bad_rows)
+            pairs, audit = encode_preferences(preferences, tokenizer, max_length, False, malformed, args.skip_bad_rows)
+            print(describe_audit(path, audit), file=sys.stderr)
+            if not len(pairs):
+                raise DataError(f"{path}: no pairs left to evaluate")
+            check_ids(pairs.ids, model, path)
+            rewards = score_pairs(model, pairs, **options)
+            result, mistakes = report(rewards, pairs), worst_mistakes(rewards, pairs, tokenizer, args.mistakes)
+            print(f"{path}\n" * (len(args.data) > 1) + describe(result) + "\n" + describe_parts(result, mistakes) + "\n")
+            results.append(result | {"data": path, "run": args.run, "audit": audit, "mistakes": mistakes})
+            if args.predictions:
+                rows.writelines(as_json({"data": path} | row) + "\n" for row in predictions(rewards, pairs, tokenizer))
+            if args.plot:
+                metrics = Path(model.folder) / "metrics.jsonl"
+                lines = [line for _, line in read_rows(metrics)] if metrics.exists() else []
+                plot(args.plot, rewards, pairs, result, lines)
+        if len(results) > 1:
+            print(beside_each_other(args.data, results))
+        if args.output:
+            figures.write(json.dumps(results[0] if len(results) == 1 else results, indent=2) + "\n")
 
 
 def command_score(args, model, tokenizer, max_length: int, options: dict) -> None:
     """Rows in, the same rows out in the same order, each with its reward. Memory holds one chunk of them."""
     mean, std = normalisation(model) if args.normalized else (0.0, 1.0)
-    with replacing(args.output) as out:
-        for chunk in chunks(input_rows(args.input)):
+    with output_file(args) as (out, done):
+        for chunk in chunks(itertools.islice(input_rows(args.input, args.text), done, None)):
             sequences = [sequence_of(row, tokenizer, model, max_length, where) for where, row in chunk]
             places = [where for where, _ in chunk]
             rewards = finite(score_sequences(model, sequences, tokenizer.pad_id, **options), places)
@@ -335,9 +571,9 @@ def normalisation(model: RewardModel) -> tuple[float, float]:
 
 
 def command_rank(args, model, tokenizer, max_length: int, options: dict) -> None:
-    """Rows with responses in, the same rows out, the responses best first."""
-    with replacing(args.output) as out:
-        for chunk in chunks(input_rows(args.input), size=64):
+    """Rows with responses in, the same rows out, the responses best first, or only the best one."""
+    with output_file(args) as (out, done):
+        for chunk in chunks(itertools.islice(input_rows(args.input), done, None), size=64):
             groups = []
             for where, row in chunk:
                 responses = row.get("responses")
@@ -357,7 +593,12 @@ def command_rank(args, model, tokenizer, max_length: int, options: dict) -> None
                 scores = list(itertools.islice(rewards, len(group)))
                 order = sorted(range(len(group)), key=lambda i: -scores[i])  # stable: ties keep their order
                 ranked = {"responses": [row["responses"][i] for i in order], "rewards": [scores[i] for i in order]}
-                out.write(as_json(row | ranked | {"order": order}) + "\n")
+                if args.best:
+                    rest = {key: value for key, value in row.items() if key != "responses"}
+                    row = rest | {"response": ranked["responses"][0], "reward": ranked["rewards"][0], "index": order[0]}
+                else:
+                    row = row | ranked | {"order": order}
+                out.write(as_json(row) + "\n")
             out.flush()
 
 
@@ -371,19 +612,58 @@ def as_json(row: dict) -> str:
         return json.dumps(row)
 
 
-def input_rows(path: str | None) -> Iterator[tuple[str, dict]]:
-    """Rows of a file or of standard input, which is read as it comes and scored in chunks."""
-    return read_rows(path) if path else parse_lines(sys.stdin, "standard input")
+def input_rows(path: str | None, plain: bool = False) -> Iterator[tuple[str, dict]]:
+    """Rows of a file or of standard input, which is read as it comes and scored in chunks; plain: every line a text."""
+    if not plain:
+        return read_rows(path) if path else parse_lines(sys.stdin, "standard input")
+    lines = open(path, encoding="utf-8") if path else sys.stdin
+    return ((f"{path or 'standard input'}:{i}", {"text": line.rstrip("\r\n")}) for i, line in enumerate(lines, 1) if line.strip())
 
 
 def chunks(rows: Iterable, size: int = 512) -> Iterator[list]:
-    rows = iter(rows)
-    while chunk := list(itertools.islice(rows, size)):
-        yield chunk
+    """Lists of rows, with progress on standard error: a bar on a terminal, else a line every ten seconds."""
+    rows, done, began = iter(rows), 0, time.monotonic()
+    said = began
+    with tqdm(unit=" rows", disable=not sys.stderr.isatty()) as bar:
+        while chunk := list(itertools.islice(rows, size)):
+            yield chunk
+            done += len(chunk)
+            bar.update(len(chunk))
+            if bar.disable and time.monotonic() - said > 10:
+                said = time.monotonic()
+                print(f"{done:,} rows done, {done / (said - began):,.0f} a second", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def replacing(path: str | None):
+def output_file(args):
+    """The file to write to, and how many rows it has already: with --append it is written as the work goes on, a row for a
+    row, so that a killed run can be gone on with. The half line that a kill may leave is cut off."""
+    if not args.append:
+        with replacing(args.output) as out:
+            yield out, 0
+        return
+    if args.output is None:
+        raise DataError("--append needs --output")
+    done = whole = 0
+    try:
+        with open(args.output, "a+b") as file:
+            file.seek(0)
+            for line in file:
+                if line.endswith(b"\n"):
+                    done, whole = done + 1, whole + len(line)
+            file.truncate(whole)
+    except OSError as e:
+        raise DataError(f"--output {args.output}: {e.strerror or e}") from None
+    if done:
+        print(f"{args.output}: {done:,} rows are there, going on behind them", file=sys.stderr)
+    with open(args.output, "a", encoding="utf-8") as out:
+        yield out, done
+        out.flush()
+        os.fsync(out.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: str | None, binary: bool = False):
     """A file that takes its name only when it is complete; standard output without a path."""
     if path is None:
         yield sys.stdout
@@ -392,7 +672,7 @@ def replacing(path: str | None):
     if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
         raise DataError(f"--output {path}: not a file in an existing folder")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "wb") if binary else open(temporary, "w", encoding="utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -448,12 +728,22 @@ def main(argv: list[str] | None = None) -> int:
     common.add_argument("--bf16", action="store_true", help="compute in bfloat16 autocast: faster on GPUs, less exact")
     common.add_argument("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
     p = commands.add_parser("report", parents=[common], help="evaluate on preference pairs")
-    p.add_argument("--data", required=True, metavar="FILE", help="pairs, in any layout train_rm.py reads")
+    p.add_argument("--data", required=True, nargs="+", action="extend", metavar="FILE", help="pairs, in any layout "
+                   "train_rm.py reads; several are reported one by one and side by side")
+    p.add_argument("--predictions", metavar="FILE", help="write a line a pair: id, both rewards, the tokens they were read at")
+    p.add_argument("--mistakes", type=number(int, at_least=0), default=3, metavar="N", help="show the N pairs that the "
+                   "model is surest about and wrong (default: %(default)s)")
+    p.add_argument("--plot", metavar="FILE", help="draw rewards, calibration, length, learning curve (.png, .pdf, .svg; "
+                   "needs matplotlib)")
     p.add_argument("--skip-bad-rows", action="store_true", help="leave malformed rows out and count them")
     p.set_defaults(run_command=command_report)
+    append = {"action": "store_true", "help": "write to --output as the work goes on; where that file has rows, leave out as "
+              "many of the input and go on behind them, so that a killed run loses nothing and doubles nothing"}
     p = commands.add_parser("score", parents=[common], help="a reward for every row")
     p.add_argument("--input", metavar="FILE", help="JSON lines, each with messages, or prompt and response, or text "
                    "(already rendered), or input_ids; standard input without it")
+    p.add_argument("--text", action="store_true", help="every line of the input is a whole text, not JSON")
+    p.add_argument("--append", **append)
     p.add_argument("--normalized", action="store_true", help="(reward - mean) / std, by the held-out pairs of a run "
                    "trained with --normalize: PPO likes rewards around 0 of size about 1")
     p.add_argument("--show-token", action="store_true", help="add which token the reward was read at")
@@ -462,6 +752,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--input", metavar="FILE", help="JSON lines, each with prompt (or messages) and responses; standard "
                    "input without it. `responses` comes back sorted, with `rewards` and their `order` before, "
                    "counted from 0")
+    p.add_argument("--best", action="store_true", help="best of n: instead of `responses` only the winner, as `response` with "
+                   "its `reward` and `index`")
+    p.add_argument("--append", **append)
     p.set_defaults(run_command=command_rank)
     args = parser.parse_args(argv)
     try:

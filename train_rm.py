@@ -37,7 +37,8 @@ from tqdm import tqdm
 
 from data import DataError, Tokenizer, collate, describe_audit, encode_preferences, parse_preference, read_preferences
 from data import gold_reward, model_folder, split_by_prompt, step_batches, toy_preferences
-from eval import check_ids, describe, number, pick_device, replacing, report, score, score_pairs, usable_length
+from eval import check_ids, describe, number, pick_device, plot_curve, pyplot, replacing, report, score, score_pairs
+from eval import usable_length
 from loss import bradley_terry_loss, pairwise_accuracy
 from model import CheckpointError, RewardModel, RowsInUse, read_json
 
@@ -124,6 +125,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         "model; both open here, and checkpoints are always the first")
     add("--normalize", action=flag, default=False, help="keep mean and standard deviation of the held-out rewards in "
         "config.json, for `eval.py score --normalized` (and OpenRLHF)")
+    add("--plot", action=flag, default=False, help="draw the learning curve as curve.png (needs matplotlib)")
     add("--save-total-limit", type=number(int, at_least=0), default=1, help="checkpoints kept; 0 keeps all")
     args = parser.parse_args(argv)
 
@@ -382,7 +384,7 @@ def options_that_decide(args) -> dict:
     """The options that decide what is learned. The others may differ between a run and its continuation (which is then
     equal but for the order of floating-point sums)."""
     free = {"output", "resume", "data", "eval_data", "device", "gradient_accumulation_steps", "tokens_per_batch",
-            "shared_prompts", "compile", "save_format", "normalize",
+            "shared_prompts", "compile", "save_format", "normalize", "plot",
             "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
     return {k: v for k, v in vars(args).items() if k not in free}
 
@@ -601,6 +603,8 @@ def run(args) -> int:
     """Options -> run folder. Returns the exit status."""
     output, started = Path(args.output), time.perf_counter()
     check_output(output)
+    if args.plot:
+        pyplot()  # missing? better now than after the work
     if args.resume == "newest" and (output / "report.json").exists():
         say(f"{output} is finished: nothing to resume")
         return 0
@@ -671,6 +675,11 @@ def run(args) -> int:
             config = read_json(output / "config.json") | {"mean": result["mean_reward"], "std": result["std_reward"]}
             with replacing(output / "config.json") as file:
                 file.write(json.dumps(config, indent=2) + "\n")
+        if args.plot:
+            lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text("utf-8").splitlines()]
+            figure, axis = pyplot().subplots(layout="constrained")
+            plot_curve(axis, None, None, result, lines)
+            figure.savefig(output / "curve.png", dpi=150)
     say(f"\n{describe(result)}\n")
     if args.data is None:
         with not_compiled(args):

@@ -85,10 +85,17 @@ def test_the_coin_is_log_2_wherever_it_is_mentioned():
 def test_the_files_import_only_what_the_design_allows():
     allowed = {"loss.py": set(), "model.py": set(), "data.py": set(), "eval.py": {"loss", "model", "data"},
                "train_rm.py": {"loss", "model", "data", "eval"}}
-    libraries = {"torch", "tokenizers", "safetensors", "numpy", "jinja2", "tqdm", "huggingface_hub"}
+    libraries = {"torch", "tokenizers", "safetensors", "numpy", "jinja2", "tqdm", "huggingface_hub", "matplotlib"}
     for file, own in allowed.items():
         names = {n.split(".")[0] for n in re.findall(r"^\s*(?:import|from) ([\w.]+)", (ROOT / file).read_text("utf-8"), re.M)}
         assert names - set(sys.stdlib_module_names) - libraries == own
+
+
+def test_matplotlib_is_imported_in_one_function_only():
+    texts = {f: (ROOT / f).read_text("utf-8") for f in FILES}
+    assert [f for f, text in texts.items() if re.search(r"(import|from) matplotlib", text)] == ["eval.py"]
+    before, _, inside = texts["eval.py"].partition("def pyplot():")
+    assert "import matplotlib" not in before and "matplotlib" not in inside.partition("\ndef ")[2].replace("matplotlib)", "")
 
 
 def test_requirements_name_five_packages():

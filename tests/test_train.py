@@ -254,8 +254,16 @@ def test_a_fresh_process_gives_the_rewards_training_reported(tmp_path):
                            str(tmp_path / "run" / "held_out.jsonl"), "--output", str(tmp_path / "r.json")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     trained, again = (json.loads(p.read_text()) for p in (tmp_path / "run" / "report.json", tmp_path / "r.json"))
-    for key in trained:
+    assert trained.keys() <= again.keys()
+    for key in (key for key, value in trained.items() if not isinstance(value, (dict, list))):
         assert again[key] == pytest.approx(trained[key], abs=1e-5), key
+
+
+def test_the_learning_curve_needs_matplotlib_and_says_so_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    status, _, err = command(*SMALL, "--toy-pairs", 300, "--max-steps", 5, "--plot", "--output", tmp_path / "run")
+    assert status == 2 and err == "train_rm.py: --plot needs matplotlib, an optional extra: pip install matplotlib\n"
+    assert not (tmp_path / "run").exists()
 
 
 # ---------------------------------------------------------------- interruptions
