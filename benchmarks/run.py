@@ -52,7 +52,11 @@ def tables() -> dict[str, str]:
         f"autocast rewards move by {p['bfloat16_against_float32_median']:.3f} in\nthe median and {p['bfloat16_against_float32_max']:.2f} at most, "
         f"and by {p['bfloat16_alone_against_batched_max']:.2f} at most between alone and batched."
     )
-    return {"toy": "\n".join(toy), "real": "\n".join(real), "precision": precision}
+    r = results["ukp_convincing"]["report"]
+    shorter = (f"On `ukp_convincing` such a report shows what the accuracy of {r['accuracy']:.3f} hides: on the "
+               f"{r['pairs_where_chosen_is_shorter']} pairs where the chosen argument is the shorter one,\nthe model is right on "
+               f"{r['accuracy_where_chosen_is_shorter']:.3f}, and its rewards correlate with length by {r['length_correlation']:.2f}.")
+    return {"toy": "\n".join(toy), "real": "\n".join(real), "precision": precision, "shorter": shorter}
 
 
 if __name__ == "__main__":

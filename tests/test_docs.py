@@ -55,7 +55,7 @@ def test_every_option_the_readme_and_docstrings_name_exists():
         assert set(re.findall(r"--[a-z][a-z0-9-]+", text)) <= known
 
 
-@pytest.mark.parametrize("script", ["run", "speed", "parity"])
+@pytest.mark.parametrize("script", ["run", "speed", "parity", "overoptimisation"])
 def test_the_readmes_tables_are_those_of_the_result_files(script):
     spec = importlib.util.spec_from_file_location(script, ROOT / "benchmarks" / f"{script}.py")
     module = importlib.util.module_from_spec(spec)
