@@ -256,7 +256,8 @@ def parse_preference(row: dict, where: str = "row") -> Preference:
     scores = [score for _, _, score in sides]
     best_first = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable: chosen stays before rejected
     tags = {tag: str(row[tag]) for tag in ("id", "source", "subset") if row.get(tag) is not None}
-    return Preference(prompt, [responses[i] for i in best_first], [scores[i] for i in best_first], margin, gold, where, tags)
+    responses, scores = ([values[i] for i in best_first] for values in (responses, scores))
+    return Preference(prompt, responses, scores, margin, gold, where, tags)
 
 
 def _sides(row: dict, where: str) -> list[tuple[str, object, float]]:
@@ -491,8 +492,8 @@ class Tokenizer:
     def encode(self, texts: list[str]) -> list[Encoded]:
         """Rendered texts -> (ids as int32, the library's encoding).
 
-        The BOS is what the template wrote. One end token with nothing behind it: a template's closing newline is cut, or
-        the reward would be read there.
+        The BOS is what the template wrote. One end token with nothing behind it: a template's closing newline is cut,
+        or the reward would be read there.
         """
         closed = []
         for text in texts:

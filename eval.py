@@ -236,8 +236,8 @@ def report(rewards: np.ndarray, pairs: Pairs) -> dict:
         "length_correlation": correlation(each[~np.isnan(each)], np.diff(pairs.offsets)[~np.isnan(each)]),
         "margin_length_correlation": correlation(gaps, lengths[:, 0] - lengths[:, 1]),
         "calibration": calibration(gaps),
-        "quantiles": {name: dict(zip(QUANTILES, np.quantile(values, list(QUANTILES.values())).tolist())) for name, values
-                      in (("chosen", rewards[:, 0]), ("rejected", rewards[:, 1]), ("margin", gaps))},
+        "quantiles": {name: dict(zip(QUANTILES, np.quantile(values, list(QUANTILES.values())).tolist()))
+                      for name, values in (("chosen", rewards[:, 0]), ("rejected", rewards[:, 1]), ("margin", gaps))},
         "by_length": by_length(right, lengths.max(1)),
     }
     wins = best_wins(gaps, pairs)
@@ -277,8 +277,8 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 def calibration(gaps: np.ndarray, bins: int = 10) -> dict:
     """Is a gap worth what it says? The model gives the side it likes better the chance σ(|gap|), its confidence.
 
-    ece          expected calibration error: Σ_b n_b/n · |accuracy_b − mean confidence_b| over bins of equal width from ½
-                 to 1 (Guo et al. 2017, eq 3). With few pairs it is above 0 by chance alone.
+    ece          expected calibration error: Σ_b n_b/n · |accuracy_b − mean confidence_b| over bins of equal width from
+                 ½ to 1 (Guo et al. 2017, eq 3). With few pairs it is above 0 by chance alone.
     temperature  the T for which −log σ(gap / T) is least on these pairs: above 1, the model is surer than it is right.
                  None where none is: all pairs right (T = 0 is best), or no better than a coin (T = ∞).
     table        of each bin that has pairs: from, to, pairs, confidence, accuracy
@@ -306,8 +306,8 @@ def calibration(gaps: np.ndarray, bins: int = 10) -> dict:
 def by_length(right: np.ndarray, tokens: np.ndarray, parts: int = 4) -> list[dict]:
     """Accuracy of the shortest quarter of the pairs, the next, …; by the tokens of the longer side."""
     order = np.argsort(tokens, kind="stable")
-    return [{"from": int(tokens[part[0]]), "to": int(tokens[part[-1]]), "pairs": len(part), "accuracy": float(right[part].mean())}
-            for part in np.array_split(order, parts) if len(part)]
+    return [{"from": int(tokens[part[0]]), "to": int(tokens[part[-1]]), "pairs": len(part),
+             "accuracy": float(right[part].mean())} for part in np.array_split(order, parts) if len(part)]
 
 
 def best_wins(gaps: np.ndarray, pairs: Pairs) -> np.ndarray:
@@ -389,9 +389,9 @@ def describe(result: dict) -> str:
     ]
     c, r = result["calibration"], result["length_correlation"]
     lines += [
-        ("calibration error", f"{c['ece']:.3f}", "between how sure it is, σ(|gap|), and how often it is right, over ten bins"),
-        ("temperature", f"{c['temperature']:.2f}" if c["temperature"] else "none", "divides rewards for the least loss; above 1: "
-                                                                                  "too sure of itself"),
+        ("calibration error", f"{c['ece']:.3f}", "between how sure it is, σ(|gap|), and how often it is right"),
+        ("temperature", f"{c['temperature']:.2f}" if c["temperature"] else "none",
+         "divides rewards for the least loss; above 1: too sure of itself"),
         ("length correlation", f"{r:+.3f}" if r is not None else "none", "of rewards with tokens"),
     ]
     if "gold_correlation" in result:
@@ -412,13 +412,15 @@ def describe_parts(result: dict, mistakes: list[dict]) -> str:
             width = max(map(len, parts))
             lines += ["", f"{tag:<{width}}   pairs   accuracy   the best one wins"]
             shown = lambda value: "–" if value is None else f"{value:.3f}"
-            lines += [f"{name:<{width}} {p['pairs']:>7} {p['accuracy']:>10.3f} {shown(p['best_wins']):>19}" for name, p in parts.items()]
+            lines += [f"{name:<{width}} {p['pairs']:>7} {p['accuracy']:>10.3f} {shown(p['best_wins']):>19}"
+                      for name, p in parts.items()]
             means = [_mean(np.array([p[of] for p in parts.values()], dtype=float)) for of in ("accuracy", "best_wins")]
             lines.append(f"{'their mean':<{width}} {'':>7} {shown(means[0]):>10} {shown(means[1]):>19}")
     short = lambda text: json.dumps(text if len(text) <= 300 else text[:140] + " … " + text[-140:], ensure_ascii=False)
     lines += ["", "surest and wrong:"] * bool(mistakes)
     for m in mistakes:
-        lines += [f"{m['where']}  margin {m['margin']:+.2f}"] + [f"  {part:<9} {short(m[part])}" for part in ("prompt", "chosen", "rejected")]
+        lines.append(f"{m['where']}  margin {m['margin']:+.2f}")
+        lines += [f"  {part:<9} {short(m[part])}" for part in ("prompt", "chosen", "rejected")]
     return "\n".join(lines)
 
 
@@ -428,8 +430,8 @@ def beside_each_other(names: list[str], results: list[dict]) -> str:
     lines = [f"{'':<{width}}   pairs   accuracy   95% interval     longer wins   loss     calibration error"]
     for name, r in zip(names, results):
         low, high = r["accuracy_ci95"]
-        lines.append(f"{name:<{width}} {r['pairs']:>7} {r['accuracy']:>10.3f}   {low:.3f} to {high:.3f} {r['longer_wins_accuracy']:>13.3f} "
-                     f"{r['loss']:>8.4f} {r['calibration']['ece']:>15.3f}")
+        lines.append(f"{name:<{width}} {r['pairs']:>7} {r['accuracy']:>10.3f}   {low:.3f} to {high:.3f} "
+                     f"{r['longer_wins_accuracy']:>13.3f} {r['loss']:>8.4f} {r['calibration']['ece']:>15.3f}")
     return "\n".join(lines)
 
 
@@ -461,6 +463,7 @@ def plot(file: str, rewards: np.ndarray, pairs: Pairs, result: dict, metrics: li
 
 
 def plot_rewards(axis, rewards, pairs, result, metrics) -> None:
+    """Two histograms, chosen and rejected."""
     edges = np.histogram_bin_edges(rewards, bins=40)
     axis.hist(rewards[:, 0], edges, color="0.75", label="chosen")
     axis.hist(rewards[:, 1], edges, histtype="step", color="black", label="rejected")
@@ -469,17 +472,20 @@ def plot_rewards(axis, rewards, pairs, result, metrics) -> None:
 
 
 def plot_calibration(axis, rewards, pairs, result, metrics) -> None:
+    """How sure against how often right; on the line they are the same."""
     table = result["calibration"]["table"]
     axis.plot([0.5, 1], [0.5, 1], color="0.6", linestyle="dashed", label="as sure as it is right")
     axis.plot([b["confidence"] for b in table], [b["accuracy"] for b in table], "o-", color="black", label="this model")
     for b in table:
-        axis.annotate(f"{b['pairs']}", (b["confidence"], b["accuracy"]), xytext=(4, -10), textcoords="offset points", fontsize=7)
-    axis.set(title=f"Calibration (error {result['calibration']['ece']:.3f}; numbers: pairs)", xlabel="confidence σ(|gap|)",
-             ylabel="accuracy")
+        axis.annotate(f"{b['pairs']}", (b["confidence"], b["accuracy"]), xytext=(4, -10), textcoords="offset points",
+                      fontsize=7)
+    axis.set(title=f"Calibration (error {result['calibration']['ece']:.3f}; numbers: pairs)",
+             xlabel="confidence σ(|gap|)", ylabel="accuracy")
     axis.legend()
 
 
 def plot_length(axis, rewards, pairs, result, metrics) -> None:
+    """Rewards against tokens: a slope is a taste for length."""
     lengths = pairs.lengths()
     for side, marker, color in ((0, ".", "0.6"), (1, "x", "black")):
         axis.scatter(lengths[:2000, side], rewards[:2000, side], s=8, marker=marker, linewidths=0.6, color=color,
@@ -490,6 +496,7 @@ def plot_length(axis, rewards, pairs, result, metrics) -> None:
 
 
 def plot_truth(axis, rewards, pairs, result, metrics) -> None:
+    """Learned against true rewards, where those are known."""
     shift = rewards.mean() - pairs.gold.mean()  # a reward has no zero point
     axis.scatter(pairs.gold[:2000], rewards[:2000] - shift, s=6, color="black", alpha=0.3)
     ends = [pairs.gold.min(), pairs.gold.max()]
@@ -500,9 +507,11 @@ def plot_truth(axis, rewards, pairs, result, metrics) -> None:
 
 
 def plot_curve(axis, rewards, pairs, result, metrics) -> None:
+    """Loss by step, held against a coin and, where it is known, the best possible (metrics: lines of metrics.jsonl)."""
     trained, evaluated = ([line for line in metrics if key in line] for key in ("loss", "eval_loss"))
     axis.plot([m["step"] for m in trained], [m["loss"] for m in trained], color="0.6", label="training")
-    axis.plot([m["step"] for m in evaluated], [m["eval_loss"] for m in evaluated], "o-", color="black", label="held out")
+    held_out = [m["eval_loss"] for m in evaluated]
+    axis.plot([m["step"] for m in evaluated], held_out, "o-", color="black", label="held out")
     axis.axhline(math.log(2), color="black", linestyle="dotted", label="a coin, log 2")
     if result and "ceiling_loss" in result:
         axis.axhline(result["ceiling_loss"], color="black", linestyle="dashed", label="the best possible")
@@ -530,7 +539,7 @@ def command_report(args, model, tokenizer, max_length: int, options: dict) -> No
             check_ids(pairs.ids, model, path)
             rewards = score_pairs(model, pairs, **options)
             result, mistakes = report(rewards, pairs), worst_mistakes(rewards, pairs, tokenizer, args.mistakes)
-            print(f"{path}\n" * (len(args.data) > 1) + describe(result) + "\n" + describe_parts(result, mistakes) + "\n")
+            print(*[path][: len(args.data) - 1], describe(result), describe_parts(result, mistakes), "", sep="\n")
             results.append(result | {"data": path, "run": args.run, "audit": audit, "mistakes": mistakes})
             if args.predictions:
                 rows.writelines(as_json({"data": path} | row) + "\n" for row in predictions(rewards, pairs, tokenizer))
@@ -616,8 +625,8 @@ def input_rows(path: str | None, plain: bool = False) -> Iterator[tuple[str, dic
     """Rows of a file or of standard input, which is read as it comes and scored in chunks; plain: every line a text."""
     if not plain:
         return read_rows(path) if path else parse_lines(sys.stdin, "standard input")
-    lines = open(path, encoding="utf-8") if path else sys.stdin
-    return ((f"{path or 'standard input'}:{i}", {"text": line.rstrip("\r\n")}) for i, line in enumerate(lines, 1) if line.strip())
+    lines, name = (open(path, encoding="utf-8"), path) if path else (sys.stdin, "standard input")
+    return ((f"{name}:{i}", {"text": line.rstrip("\r\n")}) for i, line in enumerate(lines, 1) if line.strip())
 
 
 def chunks(rows: Iterable, size: int = 512) -> Iterator[list]:
@@ -636,8 +645,8 @@ def chunks(rows: Iterable, size: int = 512) -> Iterator[list]:
 
 @contextlib.contextmanager
 def output_file(args):
-    """The file to write to, and how many rows it has already: with --append it is written as the work goes on, a row for a
-    row, so that a killed run can be gone on with. The half line that a kill may leave is cut off."""
+    """The file to write to, and how many rows it has already: with --append it is written as the work goes on, a row
+    for a row, so that a killed run can be gone on with. The half line that a kill may leave is cut off."""
     if not args.append:
         with replacing(args.output) as out:
             yield out, 0
@@ -730,15 +739,16 @@ def main(argv: list[str] | None = None) -> int:
     p = commands.add_parser("report", parents=[common], help="evaluate on preference pairs")
     p.add_argument("--data", required=True, nargs="+", action="extend", metavar="FILE", help="pairs, in any layout "
                    "train_rm.py reads; several are reported one by one and side by side")
-    p.add_argument("--predictions", metavar="FILE", help="write a line a pair: id, both rewards, the tokens they were read at")
+    p.add_argument("--predictions", metavar="FILE", help="write a line a pair: id, both rewards, the tokens they were "
+                   "read at")
     p.add_argument("--mistakes", type=number(int, at_least=0), default=3, metavar="N", help="show the N pairs that the "
                    "model is surest about and wrong (default: %(default)s)")
-    p.add_argument("--plot", metavar="FILE", help="draw rewards, calibration, length, learning curve (.png, .pdf, .svg; "
-                   "needs matplotlib)")
+    p.add_argument("--plot", metavar="FILE", help="draw rewards, calibration, length, learning curve (.png, .pdf or "
+                   ".svg; needs matplotlib)")
     p.add_argument("--skip-bad-rows", action="store_true", help="leave malformed rows out and count them")
     p.set_defaults(run_command=command_report)
-    append = {"action": "store_true", "help": "write to --output as the work goes on; where that file has rows, leave out as "
-              "many of the input and go on behind them, so that a killed run loses nothing and doubles nothing"}
+    append = {"action": "store_true", "help": "write to --output as the work goes on; where that file has rows, leave "
+              "out as many of the input and go on behind them, so that a killed run loses nothing and doubles nothing"}
     p = commands.add_parser("score", parents=[common], help="a reward for every row")
     p.add_argument("--input", metavar="FILE", help="JSON lines, each with messages, or prompt and response, or text "
                    "(already rendered), or input_ids; standard input without it")
@@ -752,8 +762,8 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--input", metavar="FILE", help="JSON lines, each with prompt (or messages) and responses; standard "
                    "input without it. `responses` comes back sorted, with `rewards` and their `order` before, "
                    "counted from 0")
-    p.add_argument("--best", action="store_true", help="best of n: instead of `responses` only the winner, as `response` with "
-                   "its `reward` and `index`")
+    p.add_argument("--best", action="store_true", help="best of n: instead of `responses` only the winner, as "
+                   "`response` with its `reward` and `index`")
     p.add_argument("--append", **append)
     p.set_defaults(run_command=command_rank)
     args = parser.parse_args(argv)
