@@ -30,6 +30,7 @@ import os
 import random
 import re
 import signal
+import sys
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +62,7 @@ class Preference:
     margin: float = 0.0  # by how much the better of a pair should win, in nats
     gold: list[float] | None = None  # the true rewards, where somebody knows them (the toy world)
     where: str = ""  # "file:row", for messages
-    tags: dict[str, str] = dataclasses.field(default_factory=dict)  # its id, source, subset, where the row has them
+    tags: dict = dataclasses.field(default_factory=dict)  # its id, source, subset, where the row has them
 
     def pairs(self) -> list[tuple[int, int]]:
         """(better, worse) of all pairs of responses that are not tied."""
@@ -143,13 +144,25 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
         for file in files:
             yield from read_rows(file)
         return
+    with text_lines(path) as lines:
+        yield from parse_lines(lines, str(path))
+
+
+@contextlib.contextmanager
+def text_lines(path: str | Path | None):
+    """The lines of a text file, gzipped or not, or of standard input. Whatever goes wrong while they are read is a
+    DataError in one line."""
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
-            yield from parse_lines(lines, str(path))
+        if path is None:
+            yield sys.stdin
+        else:
+            unzip = gzip.open if Path(path).suffix == ".gz" else open
+            with unzip(path, "rt", encoding="utf-8-sig", newline="\n") as lines:
+                yield lines
     except UnicodeDecodeError as e:
-        raise DataError(f"{path}: not UTF-8 text ({e.reason})") from None
+        raise DataError(f"{path or 'standard input'}: not UTF-8 text ({e.reason})") from None
     except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+        raise DataError(f"{path or 'standard input'}: {getattr(e, 'strerror', None) or e}") from None
 
 
 def parse_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, dict]]:
@@ -255,7 +268,7 @@ def parse_preference(row: dict, where: str = "row") -> Preference:
         gold = [_number(row.get(field), where, field) for field in ("gold_chosen", "gold_rejected")]
     scores = [score for _, _, score in sides]
     best_first = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable: chosen stays before rejected
-    tags = {tag: str(row[tag]) for tag in ("id", "source", "subset") if row.get(tag) is not None}
+    tags = {tag: row[tag] for tag in ("id", "source", "subset") if row.get(tag) is not None}
     responses, scores = ([values[i] for i in best_first] for values in (responses, scores))
     return Preference(prompt, responses, scores, margin, gold, where, tags)
 

@@ -31,7 +31,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from data import DataError, Pairs, Tokenizer, common_prefix, describe_audit, encode_preferences, pack, pad_right
-from data import model_folder, parse_lines, read_preferences, read_rows, to_messages
+from data import model_folder, parse_lines, read_preferences, read_rows, text_lines, to_messages
 from loss import bradley_terry_loss, pairwise_accuracy
 from model import CheckpointError, RewardModel
 
@@ -243,12 +243,12 @@ def report(rewards: np.ndarray, pairs: Pairs) -> dict:
     wins = best_wins(gaps, pairs)
     result["rows_with_a_best"], result["best_wins"] = int((~np.isnan(wins)).sum()), _mean(wins)
     for tag in ("source", "subset"):
-        of_row = np.array([tags.get(tag, "") for tags in pairs.tags or [{}] * pairs.rows])
-        if (of_row != "").any():
-            of_pair = of_row[pairs.row_of_pair()]
+        of_row = np.array([str(tags.get(tag, "")) for tags in pairs.tags or [{}] * pairs.rows])
+        of_pair = of_row[pairs.row_of_pair()]
+        if names := sorted(set(of_row) - {""}):  # rows without one belong to no part
             result[f"by_{tag}"] = {
                 name: {"pairs": int((of_pair == name).sum()), "accuracy": float(right[of_pair == name].mean()),
-                       "best_wins": _mean(wins[of_row == name])} for name in sorted(set(of_row))}
+                       "best_wins": _mean(wins[of_row == name])} for name in names}
     if pairs.gold is not None:
         right_label = 1 / (1 + np.exp(pairs.gold[:, 1] - pairs.gold[:, 0]))  # P(the label says what it says)
         result["ceiling_accuracy"] = float(np.maximum(right_label, 1 - right_label).mean())  # Bayes: E max(p, 1−p)
@@ -280,7 +280,7 @@ def calibration(gaps: np.ndarray, bins: int = 10) -> dict:
     ece          expected calibration error: Σ_b n_b/n · |accuracy_b − mean confidence_b| over bins of equal width from
                  ½ to 1 (Guo et al. 2017, eq 3). With few pairs it is above 0 by chance alone.
     temperature  the T for which −log σ(gap / T) is least on these pairs: above 1, the model is surer than it is right.
-                 None where none is: all pairs right (T = 0 is best), or no better than a coin (T = ∞).
+                 None where there is none from 1e-9 to 1e9: all right (T = 0 is best), or no better than a coin (T = ∞).
     table        of each bin that has pairs: from, to, pairs, confidence, accuracy
 
     Args:  gaps: (n,) r_w − r_l, nats.
@@ -294,7 +294,7 @@ def calibration(gaps: np.ndarray, bins: int = 10) -> dict:
     ece = sum(row["pairs"] * abs(row["accuracy"] - row["confidence"]) for row in table) / len(gaps)
     # The loss is convex in 1/T, and its slope is −Σ gap · σ(−gap/T): where that changes sign is the minimum.
     slope = lambda inverse: -(gaps / (1 + np.exp(np.clip(gaps * inverse, -700, 700)))).sum()
-    low, high, temperature = 1e-6, 1e6, None
+    low, high, temperature = 1e-9, 1e9, None
     if slope(low) < 0 < slope(high):
         for _ in range(100):
             middle = math.sqrt(low * high)
@@ -305,9 +305,11 @@ def calibration(gaps: np.ndarray, bins: int = 10) -> dict:
 
 def by_length(right: np.ndarray, tokens: np.ndarray, parts: int = 4) -> list[dict]:
     """Accuracy of the shortest quarter of the pairs, the next, …; by the tokens of the longer side."""
-    order = np.argsort(tokens, kind="stable")
-    return [{"from": int(tokens[part[0]]), "to": int(tokens[part[-1]]), "pairs": len(part),
-             "accuracy": float(right[part].mean())} for part in np.array_split(order, parts) if len(part)]
+    edges = np.quantile(tokens, np.arange(1, parts) / parts)
+    place = np.searchsorted(edges, tokens)  # pairs of one length stay together, so quarters are not quite equal
+    inside = [place == i for i in np.unique(place)]
+    return [{"from": int(tokens[part].min()), "to": int(tokens[part].max()), "pairs": int(part.sum()),
+             "accuracy": float(right[part].mean())} for part in inside]
 
 
 def best_wins(gaps: np.ndarray, pairs: Pairs) -> np.ndarray:
@@ -335,8 +337,10 @@ def worst_mistakes(rewards: np.ndarray, pairs: Pairs, tokenizer: Tokenizer, n: i
 def predictions(rewards: np.ndarray, pairs: Pairs, tokenizer: Tokenizer) -> Iterator[dict]:
     """One row a pair: where it stands, its id, source, subset, both rewards, and the tokens they were read at."""
     for i, row in enumerate(pairs.row_of_pair()):
+        place = [int(s - pairs.row_sequences[row]) for s in (pairs.chosen[i], pairs.rejected[i])]
         last = [int(pairs.sequence(s)[-1]) for s in (pairs.chosen[i], pairs.rejected[i])]
         yield pairs.tags[row] | {
+            "pair": place,  # of the row's responses, best first
             "chosen": float(rewards[i, 0]), "rejected": float(rewards[i, 1]),
             "scored_tokens": [{"id": t, "token": tokenizer.backend.id_to_token(t)} for t in last]}
 
@@ -378,6 +382,9 @@ def describe(result: dict) -> str:
     if "ceiling_accuracy" in result:
         lines.insert(1, ("  ceiling", f"{result['ceiling_accuracy']:.3f}",
                          "what the true rewards score on average: labels are noisy"))
+    if result["rows_with_a_best"] and result["pairs"] > result["rows_with_a_best"]:  # some rows are more than a pair
+        lines.append(("  the best one wins", f"{result['best_wins']:.3f}",
+                      f"of {result['rows_with_a_best']} rows with a best response (RewardBench 2's rule)"))
     if result["accuracy_where_chosen_is_shorter"] is not None:
         lines.append(("  chosen is shorter", f"{result['accuracy_where_chosen_is_shorter']:.3f}",
                       f"accuracy on the {result['pairs_where_chosen_is_shorter']} pairs where length misleads"))
@@ -409,10 +416,11 @@ def describe_parts(result: dict, mistakes: list[dict]) -> str:
     lines += [f"{b['from']:>10} to {b['to']:<10} {b['pairs']:>9} {b['accuracy']:>10.3f}" for b in result["by_length"]]
     for tag in ("source", "subset"):
         if parts := result.get(f"by_{tag}"):
-            width = max(map(len, parts))
+            printable = {name: name if name.isprintable() else json.dumps(name) for name in parts}
+            width = max(map(len, [tag, "their mean", *printable.values()]))
             lines += ["", f"{tag:<{width}}   pairs   accuracy   the best one wins"]
             shown = lambda value: "–" if value is None else f"{value:.3f}"
-            lines += [f"{name:<{width}} {p['pairs']:>7} {p['accuracy']:>10.3f} {shown(p['best_wins']):>19}"
+            lines += [f"{printable[name]:<{width}} {p['pairs']:>7} {p['accuracy']:>10.3f} {shown(p['best_wins']):>19}"
                       for name, p in parts.items()]
             means = [_mean(np.array([p[of] for p in parts.values()], dtype=float)) for of in ("accuracy", "best_wins")]
             lines.append(f"{'their mean':<{width}} {'':>7} {shown(means[0]):>10} {shown(means[1]):>19}")
@@ -459,7 +467,15 @@ def plot(file: str, rewards: np.ndarray, pairs: Pairs, result: dict, metrics: li
     for axis, panel in itertools.zip_longest(axes.flat, panels):
         panel(axis, rewards, pairs, result, metrics) if panel else axis.set_axis_off()
     with replacing(file, binary=True) as out:
-        figure.savefig(out, format=Path(file).suffix[1:] or "png", dpi=150)
+        figure.savefig(out, format=Path(file).suffix[1:], dpi=150)
+
+
+def learning_curve(folder: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl, as far as they are whole (a killed run leaves half a line)."""
+    lines, file = [], folder / "metrics.jsonl"
+    with contextlib.suppress(DataError):
+        lines += (row for _, row in read_rows(file) if "step" in row) if file.exists() else []
+    return lines
 
 
 def plot_rewards(axis, rewards, pairs, result, metrics) -> None:
@@ -524,19 +540,25 @@ def plot_curve(axis, rewards, pairs, result, metrics) -> None:
 
 def command_report(args, model, tokenizer, max_length: int, options: dict) -> None:
     """Pairs of some files -> tables on standard output; with --output every figure, with --predictions every pair."""
-    if args.plot and len(args.data) > 1:
-        raise DataError("--plot draws one file of --data")
-    if args.plot:
-        pyplot()  # missing? better now than after the work
+    files = [path for path in (args.output, args.predictions, args.plot, *args.data) if path]
+    if len({os.path.realpath(path) for path in files}) < len(files):
+        raise DataError("--data, --output, --predictions and --plot: each has to be a file of its own")
+    if args.plot:  # better now than after the work
+        pyplot()
+        if len(args.data) > 1 or Path(args.plot).suffix not in (".png", ".pdf", ".svg"):
+            raise DataError(f"--plot {args.plot}: draws one file of --data, as .png, .pdf or .svg")
+        check_writable(args.plot)
     with replacing(args.output) as figures, replacing(args.predictions) as rows:
-        results = []
-        for path in args.data:
+        encoded, results = [], []
+        for path in args.data:  # all of them first: a mistake in the last costs no work
             preferences, malformed = read_preferences(path, args.skip_bad_rows)
             pairs, audit = encode_preferences(preferences, tokenizer, max_length, False, malformed, args.skip_bad_rows)
             print(describe_audit(path, audit), file=sys.stderr)
             if not len(pairs):
                 raise DataError(f"{path}: no pairs left to evaluate")
             check_ids(pairs.ids, model, path)
+            encoded.append((path, pairs, audit))
+        for path, pairs, audit in encoded:
             rewards = score_pairs(model, pairs, **options)
             result, mistakes = report(rewards, pairs), worst_mistakes(rewards, pairs, tokenizer, args.mistakes)
             print(*[path][: len(args.data) - 1], describe(result), describe_parts(result, mistakes), "", sep="\n")
@@ -544,9 +566,7 @@ def command_report(args, model, tokenizer, max_length: int, options: dict) -> No
             if args.predictions:
                 rows.writelines(as_json({"data": path} | row) + "\n" for row in predictions(rewards, pairs, tokenizer))
             if args.plot:
-                metrics = Path(model.folder) / "metrics.jsonl"
-                lines = [line for _, line in read_rows(metrics)] if metrics.exists() else []
-                plot(args.plot, rewards, pairs, result, lines)
+                plot(args.plot, rewards, pairs, result, learning_curve(Path(model.folder)))
         if len(results) > 1:
             print(beside_each_other(args.data, results))
         if args.output:
@@ -557,7 +577,7 @@ def command_score(args, model, tokenizer, max_length: int, options: dict) -> Non
     """Rows in, the same rows out in the same order, each with its reward. Memory holds one chunk of them."""
     mean, std = normalisation(model) if args.normalized else (0.0, 1.0)
     with output_file(args) as (out, done):
-        for chunk in chunks(itertools.islice(input_rows(args.input, args.text), done, None)):
+        for chunk in chunks(behind(done, input_rows(args.input, args.text), args.output)):
             sequences = [sequence_of(row, tokenizer, model, max_length, where) for where, row in chunk]
             places = [where for where, _ in chunk]
             rewards = finite(score_sequences(model, sequences, tokenizer.pad_id, **options), places)
@@ -582,7 +602,7 @@ def normalisation(model: RewardModel) -> tuple[float, float]:
 def command_rank(args, model, tokenizer, max_length: int, options: dict) -> None:
     """Rows with responses in, the same rows out, the responses best first, or only the best one."""
     with output_file(args) as (out, done):
-        for chunk in chunks(itertools.islice(input_rows(args.input), done, None), size=64):
+        for chunk in chunks(behind(done, input_rows(args.input), args.output), size=64):
             groups = []
             for where, row in chunk:
                 responses = row.get("responses")
@@ -623,10 +643,16 @@ def as_json(row: dict) -> str:
 
 def input_rows(path: str | None, plain: bool = False) -> Iterator[tuple[str, dict]]:
     """Rows of a file or of standard input, which is read as it comes and scored in chunks; plain: every line a text."""
-    if not plain:
-        return read_rows(path) if path else parse_lines(sys.stdin, "standard input")
-    lines, name = (open(path, encoding="utf-8"), path) if path else (sys.stdin, "standard input")
-    return ((f"{name}:{i}", {"text": line.rstrip("\r\n")}) for i, line in enumerate(lines, 1) if line.strip())
+    if path and not plain:
+        yield from read_rows(path)
+        return
+    name = path or "standard input"
+    with text_lines(path) as lines:
+        if plain:
+            texts = ((f"{name}:{i}", line.rstrip("\r\n").removeprefix("\ufeff")) for i, line in enumerate(lines, 1))
+            yield from ((where, {"text": text}) for where, text in texts if text.strip())
+        else:
+            yield from parse_lines(lines, name)
 
 
 def chunks(rows: Iterable, size: int = 512) -> Iterator[list]:
@@ -645,30 +671,56 @@ def chunks(rows: Iterable, size: int = 512) -> Iterator[list]:
 
 @contextlib.contextmanager
 def output_file(args):
-    """The file to write to, and how many rows it has already: with --append it is written as the work goes on, a row
-    for a row, so that a killed run can be gone on with. The half line that a kill may leave is cut off."""
+    """The file to write to, and the rows it has already: (how many, the last one). With --append it is written as the
+    work goes on, a row for a row, so that a killed run can be gone on with. The half row that a kill may leave at its
+    end is cut off, and nothing else ever is."""
     if not args.append:
         with replacing(args.output) as out:
-            yield out, 0
+            yield out, (0, None)
         return
     if args.output is None:
         raise DataError("--append needs --output")
-    done = whole = 0
+    if args.input and os.path.realpath(args.input) == os.path.realpath(args.output):
+        raise DataError(f"--output {args.output}: is the input too")
+    rows, last, half = 0, None, b""
     try:
         with open(args.output, "a+b") as file:
             file.seek(0)
             for line in file:
-                if line.endswith(b"\n"):
-                    done, whole = done + 1, whole + len(line)
-            file.truncate(whole)
+                rows, last, half = (rows + 1, line, b"") if line.endswith(b"\n") else (rows, last, line)
+            last = json.loads(last) if last else None
+            rewarded = isinstance(last, dict) and {"reward", "rewards"} & last.keys()
+            if (rows and not rewarded) or (half and not half.startswith(b"{")):
+                raise ValueError("not ours")
+            file.truncate(file.tell() - len(half))
     except OSError as e:
         raise DataError(f"--output {args.output}: {e.strerror or e}") from None
-    if done:
-        print(f"{args.output}: {done:,} rows are there, going on behind them", file=sys.stderr)
+    except ValueError:
+        raise DataError(f"--output {args.output}: holds something else than rewarded rows; left as it is") from None
+    if rows:
+        print(f"{args.output}: {rows:,} rows are there, going on behind them", file=sys.stderr)
     with open(args.output, "a", encoding="utf-8") as out:
-        yield out, done
+        yield out, (rows, last)
         out.flush()
         os.fsync(out.fileno())
+
+
+def behind(done: tuple[int, dict | None], rows: Iterator, output: str) -> Iterator:
+    """The input without the rows that the output has.  Raises: DataError where the two do not belong together."""
+    count, last = done
+    skipped = row = None
+    for skipped, (_, row) in enumerate(itertools.islice(rows, count), 1):
+        pass
+    ours = {"reward", "rewards", "responses", "order", "response", "index", "scored_token"}
+    if count and (skipped != count or any(last.get(key) != row[key] for key in row.keys() - ours)):
+        raise DataError(f"--append: row {count} of {output} is not row {count} of the input")
+    return rows
+
+
+def check_writable(path: str) -> None:
+    """Raises: DataError where no file can be made at this path."""
+    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+        raise DataError(f"{path}: not a file in an existing folder")
 
 
 @contextlib.contextmanager
@@ -677,9 +729,13 @@ def replacing(path: str | None, binary: bool = False):
     if path is None:
         yield sys.stdout
         return
+    check_writable(path)
+    path = os.path.realpath(path)  # a link stays a link
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe, /dev/null: there is nothing to replace
+        with open(path, "wb") if binary else open(path, "w", encoding="utf-8") as file:
+            yield file
+        return
     temporary = Path(f"{path}.tmp")
-    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
-        raise DataError(f"--output {path}: not a file in an existing folder")
     try:
         with open(temporary, "wb") if binary else open(temporary, "w", encoding="utf-8") as file:
             yield file
@@ -717,6 +773,13 @@ def pick_device(name: str | None) -> torch.device:
         raise DataError(f"--device {name}: {str(e).splitlines()[0]}") from None
 
 
+def speak_utf8() -> None:
+    """Standard input and output in UTF-8, whatever the locale says: a table with a σ must not end a long run."""
+    for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "replace"), (sys.stderr, "replace")):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors=errors)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status: 0, or 2 for a mistake in what was given."""
     parser = argparse.ArgumentParser(
@@ -748,7 +811,8 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--skip-bad-rows", action="store_true", help="leave malformed rows out and count them")
     p.set_defaults(run_command=command_report)
     append = {"action": "store_true", "help": "write to --output as the work goes on; where that file has rows, leave "
-              "out as many of the input and go on behind them, so that a killed run loses nothing and doubles nothing"}
+              "out as many of the input and go on behind them: a killed run loses the work on the last few hundred rows, "
+              "and none is doubled"}
     p = commands.add_parser("score", parents=[common], help="a reward for every row")
     p.add_argument("--input", metavar="FILE", help="JSON lines, each with messages, or prompt and response, or text "
                    "(already rendered), or input_ids; standard input without it")
@@ -767,6 +831,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--append", **append)
     p.set_defaults(run_command=command_rank)
     args = parser.parse_args(argv)
+    speak_utf8()
     try:
         folder = model_folder(args.run, args.revision)
         model = RewardModel.from_pretrained(folder).to(pick_device(args.device)).eval()

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from data import DataError, Tokenizer, collate, describe_audit, encode_preferences, parse_preference, read_preferences
 from data import gold_reward, model_folder, split_by_prompt, step_batches, toy_preferences
 from eval import check_ids, describe, number, pick_device, plot_curve, pyplot, replacing, report, score, score_pairs
-from eval import usable_length
+from eval import speak_utf8, usable_length
 from loss import bradley_terry_loss, pairwise_accuracy
 from model import CheckpointError, RewardModel, RowsInUse, read_json
 
@@ -712,6 +712,7 @@ def summarise_toy(model, tokenizer, result: dict, output: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status: 0, 2 for a mistake in what was given, 130 when stopped by a signal."""
     args = parse_options(argv)
+    speak_utf8()
     distributed = world()[1] > 1
     try:
         args.device = pick_device(args.device)

@@ -3,6 +3,8 @@ import contextlib
 import io
 import json
 import math
+import os
+import re
 import subprocess
 import sys
 
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import eval as evaluation
 from data import DataError, encode_preferences, parse_preference, toy_preferences
-from eval import best_wins, bootstrap_interval, calibration, describe, describe_parts, report, score, score_pairs, score_sequences, within_group_correlation
+from eval import best_wins, bootstrap_interval, by_length, calibration, describe, describe_parts, learning_curve, report, score, score_pairs, score_sequences, within_group_correlation, worst_mistakes
 from model import RewardModel
 
 
@@ -132,12 +134,16 @@ def test_length_figures_agree_with_a_computation_by_hand():
     assert result["length_correlation"] == pytest.approx(np.corrcoef(rewards.ravel(), lengths.ravel())[0, 1], abs=1e-6)
     assert result["margin_length_correlation"] == pytest.approx(np.corrcoef(gaps, lengths[:, 0] - lengths[:, 1])[0, 1], abs=1e-6)
     longest = lengths.max(1)
-    order = sorted(range(11), key=lambda i: longest[i])
-    quarters = [order[:3], order[3:6], order[6:9], order[9:]]
-    assert [(b["from"], b["to"], b["pairs"]) for b in result["by_length"]] == [
-        (longest[q[0]], longest[q[-1]], len(q)) for q in quarters]
-    assert [b["accuracy"] for b in result["by_length"]] == pytest.approx([(gaps[q] > 0).mean() for q in quarters])
-    assert result["quantiles"]["margin"]["p50"] == pytest.approx(np.median(gaps))
+    assert sum(b["pairs"] for b in result["by_length"]) == 11 and len(result["by_length"]) > 1
+    for part, following in zip(result["by_length"], [*result["by_length"][1:], None]):
+        inside = (longest >= part["from"]) & (longest <= part["to"])
+        assert part["pairs"] == inside.sum() and part["accuracy"] == pytest.approx((gaps[inside] > 0).mean())
+        assert following is None or part["to"] < following["from"]
+    assert [b["pairs"] for b in by_length(np.ones(8), np.arange(8))] == [2, 2, 2, 2]
+    assert by_length(np.array([1, 0, 1, 0]), np.full(4, 5)) == [{"from": 5, "to": 5, "pairs": 4, "accuracy": 0.5}]
+    for name, values in (("margin", gaps), ("chosen", rewards[:, 0]), ("rejected", rewards[:, 1])):
+        of = result["quantiles"][name]
+        assert [of[q] for q in ("p5", "p25", "p50", "p75", "p95")] == pytest.approx(np.percentile(values, [5, 25, 50, 75, 95]).tolist())
 
 
 def test_the_best_of_a_row_wins_alone_shares_or_loses():
@@ -277,6 +283,9 @@ def test_predictions_and_mistakes_name_their_rows_and_hold_what_the_report_is_ma
     both, predicted = json.loads((tmp_path / "r.json").read_text()), [json.loads(line) for line in open(tmp_path / "p.jsonl")]
     assert [r["data"] for r in both] == [str(f) for f in files] and both[0]["accuracy"] == both[1]["accuracy"]
     assert len(predicted) == 16 and [p["id"] for p in predicted[:8]] == [r["id"] for r in rows]
+    low, high = both[0]["accuracy_ci95"]
+    assert all(figure in out.splitlines()[-1] for figure in (str(files[1]), f" {both[1]['accuracy']:.3f} ", f"{low:.3f} to {high:.3f}",
+                                                             f"{both[1]['loss']:.4f}", f"{both[1]['longer_wins_accuracy']:.3f}"))
     assert predicted[9]["where"] == f"{files[1]}:2" and predicted[9]["source"] == "b"
     assert all(token["token"] == "</s>" for p in predicted for token in p["scored_tokens"])
     gaps = np.array([p["chosen"] - p["rejected"] for p in predicted[:8]])
@@ -284,7 +293,9 @@ def test_predictions_and_mistakes_name_their_rows_and_hold_what_the_report_is_ma
     wrong = sorted((g, i) for i, g in enumerate(gaps) if g < 0)[:3]
     assert [m["where"] for m in both[0]["mistakes"]] == [predicted[i]["where"] for _, i in wrong]
     for mistake, (gap, i) in zip(both[0]["mistakes"], wrong):
-        assert mistake["margin"] == pytest.approx(gap) and rows[i]["chosen"] in mistake["chosen"] and rows[i]["prompt"] in mistake["prompt"]
+        assert mistake["margin"] == pytest.approx(gap) and rows[i]["prompt"] in mistake["prompt"]
+        assert [mistake[side].strip() for side in ("chosen", "rejected")] == [rows[i][side] + "</s>" for side in ("chosen", "rejected")] or \
+            [mistake[side].strip() for side in ("chosen", "rejected")] == [rows[i][side] for side in ("chosen", "rejected")]
         assert mistake["where"] in out
     exact = score(RewardModel.from_pretrained(run).eval(), [{"prompt": r["prompt"], "response": r["chosen"]} for r in rows])
     assert [p["chosen"] for p in predicted[:8]] == pytest.approx(exact, abs=1e-5)
@@ -306,8 +317,71 @@ def test_a_killed_run_goes_on_with_append_and_loses_and_doubles_nothing(run, tmp
     assert command("score", run, "--append")[0] == 2
 
 
+def test_append_leaves_files_alone_that_it_did_not_write(run, tmp_path):
+    line = '{"prompt": "q", "response": "a"}\n'
+    (tmp_path / "in.jsonl").write_text(line * 3)
+    scored = '{"prompt": "q", "response": "a", "reward": 1.0}\n'
+    for content, message in [
+        ("my notes", "holds something else"), ("other\ncontent\n", "holds something else"), ("{}\n", "holds something else"),
+        (scored.replace("q", "other"), "row 1 of .* is not row 1 of the input"), (scored * 4, "row 4 of .* is not row 4 of the input"),
+    ]:
+        (tmp_path / "out.jsonl").write_text(content)
+        code, out, err = command("score", run, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", "--append")
+        assert code == 2 and re.search(message, err), err
+        assert (tmp_path / "out.jsonl").read_text() == content
+    code, _, err = command("score", run, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "in.jsonl", "--append")
+    assert code == 2 and "is the input too" in err and (tmp_path / "in.jsonl").read_text() == line * 3
+
+
+def test_rank_goes_on_with_append_too(run, tmp_path):
+    rows = [{"id": i, "prompt": "q", "responses": [f"the cat {i}", "dog"]} for i in range(5)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    args = ["rank", run, "--input", tmp_path / "in.jsonl", "--output"]
+    assert command(*args, tmp_path / "whole.jsonl")[0] == 0
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(True)
+    (tmp_path / "out.jsonl").write_text("".join(lines[:3]) + lines[3][:7])
+    assert command(*args, tmp_path / "out.jsonl", "--append")[0] == 0
+    assert (tmp_path / "out.jsonl").read_text() == "".join(lines)
+
+
+def test_outputs_that_would_overwrite_each_other_or_the_data_are_refused(run, tmp_path):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some_pairs(4)[1]))
+    before = (tmp_path / "in.jsonl").read_text()
+    for options in (["--output", "in.jsonl"], ["--predictions", "in.jsonl"], ["--output", "x", "--predictions", "x"]):
+        paths = [o if o.startswith("--") else tmp_path / o for o in options]
+        code, out, err = command("report", run, "--data", tmp_path / "in.jsonl", *paths)
+        assert (code, out) == (2, "") and "each has to be a file of its own" in err
+    assert (tmp_path / "in.jsonl").read_text() == before
+
+
+def test_a_mistake_in_the_last_file_costs_no_work(run, tmp_path, monkeypatch):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some_pairs(4)[1]))
+    (tmp_path / "empty.jsonl").write_text("")
+    monkeypatch.setattr(evaluation, "score_pairs", lambda *args, **options: pytest.fail("scored before all files were read"))
+    code, out, err = command("report", run, "--data", tmp_path / "in.jsonl", tmp_path / "empty.jsonl")
+    assert (code, out) == (2, "") and "empty.jsonl: no pairs left" in err
+
+
+def test_a_terminal_that_is_not_utf8_ends_no_report(run, tmp_path):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r | {"source": "a\n\x1b[31m"}) + "\n" for r in some_pairs(4)[1]))
+    done = subprocess.run([sys.executable, str(ROOT / "eval.py"), "report", str(run), "--data", str(tmp_path / "in.jsonl")],
+                          capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 0 and "σ(|gap|)" in done.stdout.decode("utf-8"), done.stderr
+    assert b"\x1b" not in done.stdout and b'"a\\n\\u001b[31m"' in done.stdout
+
+
+@pytest.mark.parametrize("options", [[], ["--text"]])
+def test_bytes_that_are_not_utf8_are_one_line(run, tmp_path, options):
+    (tmp_path / "bad.txt").write_bytes(b'{"text": "hel\xfflo"}\n')
+    code, out, err = command("score", run, "--input", tmp_path / "bad.txt", *options)
+    assert (code, out) == (2, "") and "bad.txt: not UTF-8 text" in err and err.count("\n") == 1
+    done = subprocess.run([sys.executable, str(ROOT / "eval.py"), "score", str(run), *options], capture_output=True,
+                          input=b'{"text": "hel\xfflo"}\n')
+    assert done.returncode == 2 and done.stderr == b"eval.py: standard input: not UTF-8 text (invalid start byte)\n"
+
+
 def test_lines_of_plain_text_are_scored_as_whole_texts(run):
-    code, out, err = command("score", run, "--text", stdin="the cat\n\n  {sat}\n")
+    code, out, err = command("score", run, "--text", stdin="\ufeffthe cat\r\n\n  {sat}\n")
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and [r["text"] for r in rows] == ["the cat", "  {sat}"], err
     exact = score(RewardModel.from_pretrained(run).eval(), [{"text": r["text"]} for r in rows])
@@ -339,7 +413,8 @@ class Canvas:
     def __getattr__(self, name):
         return lambda *args, **settings: self.said.append((name, args, settings))
 
-    def savefig(self, file, **settings):
+    def savefig(self, file, format, **settings):
+        self.format = format
         file.write(b"picture")
 
 
@@ -359,10 +434,23 @@ def test_pictures_draw_the_numbers_of_the_report(monkeypatch, tmp_path):
     assert drawn(1, "plot")[1][:2] == ([b["confidence"] for b in result["calibration"]["table"]], [b["accuracy"] for b in result["calibration"]["table"]])
     assert drawn(2, "scatter")[1][0].tolist() == pairs.lengths()[:, 1].tolist()
     assert drawn(3, "scatter")[0][0].tolist() == pairs.gold.tolist()
+    assert drawn(3, "scatter")[0][1].mean() == pytest.approx(pairs.gold.mean(), abs=1e-5)
+    assert figure.format == "png"
     assert drawn(4, "plot")[0][:2] == ([1, 2], [0.7, 0.6]) and (math.log(2),) in drawn(4, "axhline")
     assert drawn(5, "set_axis_off")
     for i in range(5):  # every picture says what its axes are
         assert {"title", "xlabel", "ylabel"} <= next(settings for name, _, settings in axes[i].said if name == "set").keys()
+
+
+def test_ties_are_no_mistakes():
+    pairs, _ = some_pairs(3)
+    assert worst_mistakes(np.zeros((3, 2), np.float32), pairs, tiny_tokenizer()) == []
+
+
+def test_a_learning_curve_is_read_as_far_as_it_is_whole(tmp_path):
+    assert learning_curve(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.7}\n{"loss": 2}\n{"step": 2, "loss": 0.6}\n{"step": 3, "lo')
+    assert learning_curve(tmp_path) == [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}]
 
 
 def test_rows_come_back_in_order_with_all_their_fields_and_a_full_precision_reward(run, tmp_path):
@@ -467,7 +555,7 @@ def test_a_setting_of_the_wrong_kind_is_one_line(run, tmp_path, file, key, value
 @pytest.mark.parametrize("options, message", [
     (["--max-length", "0"], "must be more than 0"), (["--max-length", "9999"], "more than the 256 tokens this model takes"),
     (["--tokens-per-batch", "0"], "must be more than 0"), (["--device", "abacus"], "--device abacus"),
-    (["--output", "/nowhere/x.jsonl"], "--output /nowhere/x.jsonl: not a file in an existing folder"),
+    (["--output", "/nowhere/x.jsonl"], "/nowhere/x.jsonl: not a file in an existing folder"),
 ])
 def test_options_without_a_meaning_are_one_line(run, options, message):
     code, out, err = command("score", run, *options)

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 import time
 
 import numpy as np
@@ -264,6 +265,29 @@ def test_the_learning_curve_needs_matplotlib_and_says_so_before_the_work(tmp_pat
     status, _, err = command(*SMALL, "--toy-pairs", 300, "--max-steps", 5, "--plot", "--output", tmp_path / "run")
     assert status == 2 and err == "train_rm.py: --plot needs matplotlib, an optional extra: pip install matplotlib\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_the_learning_curve_is_drawn_from_the_metrics_of_the_run(tmp_path, monkeypatch):
+    drawn = []
+
+    class Axes:
+        def plot(self, steps, losses, *style, label, **more):
+            drawn.append((label, steps, losses))
+
+        def __getattr__(self, name):
+            return lambda *args, **settings: None
+
+    class Figure:
+        def savefig(self, path, **settings):
+            Path(path).write_bytes(b"picture")
+
+    monkeypatch.setattr(train_rm, "pyplot", lambda: type("", (), {"subplots": lambda self, **settings: (Figure(), Axes())})())
+    args = [*SMALL, "--toy-pairs", 300, "--max-steps", 6, "--logging-steps", 2, "--eval-steps", 3, "--plot"]
+    assert command(*args, "--output", tmp_path / "run")[0] == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert (tmp_path / "run" / "curve.png").read_bytes() == b"picture"
+    assert drawn == [("training", [2, 4, 6], [line["loss"] for line in lines if "loss" in line]),
+                     ("held out", [3, 6], [line["eval_loss"] for line in lines if "eval_loss" in line])]
 
 
 # ---------------------------------------------------------------- interruptions
