@@ -1,8 +1,9 @@
 """eval.py: what a reward model is worth, and how to use one.  Read after data.py.
 
-    python eval.py report RUN --data pairs.jsonl     accuracy and its error bar, loss, what length alone would score
+    python eval.py report RUN --data pairs.jsonl     accuracy and its error bar, loss, what length alone would score,
+                                                     calibration, parts, mistakes, pictures
     python eval.py score  RUN < texts.jsonl          a reward for every row
-    python eval.py rank   RUN < candidates.jsonl     responses of each row, best first
+    python eval.py rank   RUN < candidates.jsonl     responses of each row, best first, or the winner of n
 
 RUN is any folder with config.json, tokenizer.json and safetensors, or owner/name on the Hugging Face hub. Whatever the
 command, and in training too, a text becomes a reward in one way: Tokenizer renders and encodes it, and the reward is
@@ -13,6 +14,8 @@ From Python:  model = RewardModel.from_pretrained("runs/toy")
 
 How to read a reward: it is in nats and has no zero point. Only the difference of two responses to the SAME prompt means
 something: the log-odds that the first is preferred, P = σ(r_1 − r_2).
+
+Exit status: 0, 2 for a mistake in what was given (one line says which), 130 after Ctrl-C.
 """
 import argparse
 import contextlib

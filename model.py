@@ -28,6 +28,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 SHARD_BYTES = 5 * 10**9  # larger checkpoints are split, as transformers does
 SMALL_TREE = 128  # tokens; up to here one call with a mask is faster than a call for each sequence
@@ -211,6 +212,7 @@ class Decoder(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        self.recompute = False  # gradient checkpointing (Chen et al. 2016), see below
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -221,15 +223,22 @@ class Decoder(nn.Module):
         if trees is None:
             cos, sin = rotary_tables(self.config, torch.arange(x.shape[1], device=x.device))
             for layer in self.layers:
-                x = layer(x, cos, sin)
+                x = self.run_layer(layer, x, cos, sin)
         else:
             cos, sin = rotary_tables(self.config, trees.position_ids)
             shared = TreeAttention(trees)
             for layer in self.layers[:-1]:
-                x = layer(x, cos, sin, shared)
+                x = self.run_layer(layer, x, cos, sin, shared)
             # Nobody reads the last layer's other states, so it computes only those. (Keys and values it needs of all.)
-            x = self.layers[-1](x, cos, sin, shared, trees.last)  # (1, N, D)
+            x = self.run_layer(self.layers[-1], x, cos, sin, shared, trees.last)  # (1, N, D)
         return self.norm(x)
+
+    def run_layer(self, layer: DecoderLayer, *inputs) -> Tensor:
+        """layer(*inputs); with `recompute` only its inputs are kept for the backward pass, which computes the layer once
+        more: memory for one layer instead of all, for a third more work."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
 
 
 # ---------------------------------------------------------------- speed: shared prompts, rows in use

@@ -93,6 +93,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         "many forward passes, to save memory; the step stays the same")
     add("--tokens-per-batch", type=natural, help="instead of --gradient-accumulation-steps: as many forward passes as "
         "it takes for each to hold at most this many tokens, prompts counted once (or one row)")
+    add("--gradient-checkpointing", action=flag, default=False, help="keep only each layer's input for the backward pass "
+        "and compute the rest again: less memory for about a third more time, the same step")
     add("--lr", type=positive, help="peak learning rate (default: 1e-5 with --model, 1e-3 from scratch)")
     add("--lr-scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="decay to 0 after warmup")
     add("--warmup-ratio", type=share, default=0.05, help="share of steps with a rising learning rate")
@@ -384,7 +386,7 @@ def options_that_decide(args) -> dict:
     """The options that decide what is learned. The others may differ between a run and its continuation (which is then
     equal but for the order of floating-point sums)."""
     free = {"output", "resume", "data", "eval_data", "device", "gradient_accumulation_steps", "tokens_per_batch",
-            "shared_prompts", "compile", "save_format", "normalize", "plot",
+            "shared_prompts", "compile", "gradient_checkpointing", "save_format", "normalize", "plot",
             "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
     return {k: v for k, v in vars(args).items() if k not in free}
 
@@ -632,6 +634,7 @@ def run(args) -> int:
     size = sum(p.numel() for p in model.parameters())
     used = torch.from_numpy(np.unique(pairs.ids)).long().to(args.device)
     model.model.embed_tokens = RowsInUse(model.model.embed_tokens, used)
+    model.model.recompute = args.gradient_checkpointing
     if args.compile:
         compile_or_say(model)
     head = "continued from a checkpoint" if resume else model.head_origin
