@@ -814,8 +814,8 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--skip-bad-rows", action="store_true", help="leave malformed rows out and count them")
     p.set_defaults(run_command=command_report)
     append = {"action": "store_true", "help": "write to --output as the work goes on; where that file has rows, leave "
-              "out as many of the input and go on behind them: a killed run loses the work on the last few hundred rows, "
-              "and none is doubled"}
+              "out as many of the input and go on behind them: a killed run loses the work on a few hundred rows at "
+              "most, and none is doubled"}
     p = commands.add_parser("score", parents=[common], help="a reward for every row")
     p.add_argument("--input", metavar="FILE", help="JSON lines, each with messages, or prompt and response, or text "
                    "(already rendered), or input_ids; standard input without it")

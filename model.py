@@ -234,8 +234,8 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def run_layer(self, layer: DecoderLayer, *inputs) -> Tensor:
-        """layer(*inputs); with `recompute` only its inputs are kept for the backward pass, which computes the layer once
-        more: memory for one layer instead of all, for a third more work."""
+        """layer(*inputs); with `recompute` only its inputs are kept for the backward pass, which computes the layer
+        again: memory for one layer instead of all, for a third more work."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)

@@ -93,8 +93,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         "many forward passes, to save memory; the step stays the same")
     add("--tokens-per-batch", type=natural, help="instead of --gradient-accumulation-steps: as many forward passes as "
         "it takes for each to hold at most this many tokens, prompts counted once (or one row)")
-    add("--gradient-checkpointing", action=flag, default=False, help="keep only each layer's input for the backward pass "
-        "and compute the rest again: less memory for about a third more time, the same step")
+    add("--gradient-checkpointing", action=flag, default=False, help="keep only each layer's input for the backward "
+        "pass and compute the rest again: less memory for about a third more work, the same step")
     add("--lr", type=positive, help="peak learning rate (default: 1e-5 with --model, 1e-3 from scratch)")
     add("--lr-scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="decay to 0 after warmup")
     add("--warmup-ratio", type=share, default=0.05, help="share of steps with a rising learning rate")
