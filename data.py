@@ -490,17 +490,22 @@ class Tokenizer:
 
     def render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
         """The chat template's text for these messages, as transformers renders it (in jinja2's sandbox)."""
+        return self._render_all([(messages, add_generation_prompt)])[0]
+
+    def _render_all(self, dialogues: list[tuple[Messages, bool]]) -> list[str]:
+        """render() of each, under one time limit: setting it costs as much as a short text."""
         if self._template is None:
             self._template = compile_template(self.template_source, self.where)
+        values = {"tools": None, "documents": None} | self.names
         try:
-            values = {"messages": messages, "tools": None, "documents": None} | self.names
             with time_limit(RENDER_SECONDS):
-                text = self._template.render(values, add_generation_prompt=add_generation_prompt)
+                texts = [self._template.render(values, messages=messages, add_generation_prompt=add)
+                         for messages, add in dialogues]
         except Exception as e:  # a template is somebody else's program: it may raise anything
             raise DataError(f"{self.where}: the chat template refuses this dialogue ({str(e) or repr(e)})") from None
-        if not _is_text(text):
+        if not all(map(_is_text, texts)):
             raise DataError(f"{self.where}: the chat template makes half of a surrogate pair, which is not text")
-        return text
+        return texts
 
     def encode(self, texts: list[str]) -> list[Encoded]:
         """Rendered texts -> (ids as int32, the library's encoding).
@@ -521,10 +526,11 @@ class Tokenizer:
         Templates may rewrite a dialogue (Qwen3 puts a think block before the last answer), so the prompt is what the
         rendering of the prompt alone and all the full ones have in common. Raises: DataError.
         """
-        texts = [self.render(prompt + response) for response in responses]
+        dialogues = [(prompt + response, False) for response in responses]
         if not prompt:
-            return texts, 0
-        return texts, len(os.path.commonprefix([self.render(prompt, add_generation_prompt=True), *texts]))
+            return self._render_all(dialogues), 0
+        begun, *texts = self._render_all([(prompt, True), *dialogues])
+        return texts, len(os.path.commonprefix([begun, *texts]))
 
     def split_prompt(self, encoded: list[Encoded], prompt_chars: int) -> tuple[list[np.ndarray], int]:
         """The ids of some responses to one prompt, and how many leading ones are prompt: the same ids in all of them,
@@ -552,7 +558,7 @@ class Tokenizer:
         return [np.concatenate((s[:bos], s[bos + excess :])) for s in ids], prompt_tokens - excess
 
 
-RENDER_SECONDS = 10  # for one dialogue
+RENDER_SECONDS = 10  # for all dialogues of a row
 
 
 def compile_template(source: str, where: str):

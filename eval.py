@@ -369,8 +369,7 @@ def within_group_correlation(a: np.ndarray, b: np.ndarray, group: np.ndarray) ->
     _, group = np.unique(group, return_inverse=True)
     count = 2 * np.bincount(group)
     a, b = (x - (np.bincount(group, x.sum(1)) / count)[group][:, None] for x in (a.astype(np.float64), b))
-    scale = math.sqrt((a * a).sum() * (b * b).sum())
-    return float((a * b).sum() / scale) if scale else 0.0
+    return correlation(a, b) or 0.0
 
 
 def describe(result: dict) -> str:
@@ -784,7 +783,7 @@ def speak_utf8() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, or 2 for a mistake in what was given."""
+    """The command line; returns the exit status: 0, 2 for a mistake in what was given, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="eval.py"
     )

@@ -12,7 +12,7 @@ attention (Ainslie et al. 2023), SwiGLU (Shazeer 2020). Module names and config 
 that a checkpoint loads without a translation table and ours opens in transformers as
 <Family>ForSequenceClassification with one label.
 
-Shapes: N sequences (2 per pair: all chosen, then all rejected)   T tokens, padded on the right   D hidden_size
+Shapes: N sequences (2 per pair)   T tokens, padded on the right   D hidden_size
         (in the shared-prompt form, see "speed" below: one row of T tokens that holds all sequences)
         H query heads   K key/value heads   P head_dim   V vocab_size   I intermediate_size
 """

@@ -663,6 +663,22 @@ def run(args) -> int:
     if steps is None:
         say(f"stopped; the same command with --resume goes on from the checkpoint in {output}")
         return 130
+    result = keep_results(args, model, tokenizer, held_out, steps, max_length)
+    say(f"\n{describe(result)}\n")
+    if args.data is None:
+        with not_compiled(args):
+            summarise_toy(model, tokenizer, result, output)
+    data = args.eval_data[0] if args.eval_data else output / "held_out.jsonl"
+    say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
+        f"  python eval.py report {output} --data {data}\n"
+        "  echo '{\"prompt\": \"Which colour is grass?\", \"response\": \"It is green.\"}' | "
+        f"python eval.py score {output}")
+    return 0
+
+
+def keep_results(args, model, tokenizer, held_out, steps: int, max_length: int) -> dict:
+    """The trained model into the run folder, then its report, which is returned."""
+    output = Path(args.output)
     if world()[0] == 0:
         write_folder(output, lambda folder: save_model(folder, model, tokenizer, max_length, args.save_format))
         if (bias := model.score.bias.item()) and args.save_format == "transformers":
@@ -683,16 +699,7 @@ def run(args) -> int:
             figure, axis = pyplot().subplots(layout="constrained")
             plot_curve(axis, None, None, result, lines)
             figure.savefig(output / "curve.png", dpi=150)
-    say(f"\n{describe(result)}\n")
-    if args.data is None:
-        with not_compiled(args):
-            summarise_toy(model, tokenizer, result, output)
-    data = args.eval_data[0] if args.eval_data else output / "held_out.jsonl"
-    say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
-        f"  python eval.py report {output} --data {data}\n"
-        "  echo '{\"prompt\": \"Which colour is grass?\", \"response\": \"It is green.\"}' | "
-        f"python eval.py score {output}")
-    return 0
+    return result
 
 
 def summarise_toy(model, tokenizer, result: dict, output: Path) -> None:

@@ -20,7 +20,7 @@ PROMPTS = ["Which colour is grass?", "What is the capital of Peru?", "What is th
 
 
 def worker(run: str, folder: str) -> None:
-    """In TRL's environment: two steps of GRPO; texts and the rewards they got go to a file."""
+    """In TRL's environment: two steps of GRPO; token ids and the rewards they got go to a file."""
     import torch
     import transformers
     import trl
@@ -32,8 +32,6 @@ def worker(run: str, folder: str) -> None:
                                       pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
     torch.manual_seed(0)
     policy, scored = transformers.LlamaForCausalLM(config), []
-    reward_model = transformers.AutoModelForSequenceClassification.from_pretrained(run)
-    forward = reward_model.forward
 
     def spy(input_ids, attention_mask=None, **more):
         out = forward(input_ids=input_ids, attention_mask=attention_mask, **more)
@@ -41,12 +39,12 @@ def worker(run: str, folder: str) -> None:
             scored.append({"input_ids": ids[mask.bool()].tolist(), "theirs": logits[0].item()})
         return out
 
-    reward_model.forward = spy
     settings = trl.GRPOConfig(output_dir=f"{folder}/grpo", per_device_train_batch_size=8, num_generations=4, max_steps=2,
                               max_completion_length=24, report_to="none", use_cpu=True, bf16=False, save_strategy="no", logging_steps=1)
     data = Dataset.from_list([{"prompt": [{"role": "user", "content": prompt}]} for prompt in PROMPTS])
-    trainer = trl.GRPOTrainer(model=policy, reward_funcs=reward_model, args=settings, train_dataset=data, processing_class=tokenizer,
-                              reward_processing_classes=tokenizer)
+    trainer = trl.GRPOTrainer(model=policy, reward_funcs=run, args=settings, train_dataset=data, processing_class=tokenizer)
+    reward_model = trainer.accelerator.unwrap_model(trainer.reward_funcs[0])
+    forward, reward_model.forward = reward_model.forward, spy
     trainer.train()
     logged = [line["reward"] for line in trainer.state.log_history if "reward" in line]
     versions = {"trl": trl.__version__, "transformers": transformers.__version__}

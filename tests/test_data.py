@@ -119,6 +119,12 @@ def test_equal_scores_are_no_pair_and_a_row_of_ties_is_left_out_by_that_name():
     assert "x: 2 rows read = 1 kept + 1 left out (1 all tied); 2 pairs" in describe_audit("x", audit)
 
 
+def test_a_row_with_an_empty_or_doubled_response_is_left_out_whole():
+    k_row = lambda *responses: parse_preference({"prompt": "q", "responses": list(responses), "ranks": [1, 2, 3]})
+    _, audit = encode_preferences([k_row("a", "", "b"), k_row("a", "b", "a"), k_row("a", "b", "c")], tiny_tokenizer(), 60)
+    assert (audit["left_out"]["empty side"], audit["left_out"]["identical sides"], audit["kept"], audit["pairs"]) == (1, 1, 1, 3)
+
+
 def test_rewardbenchs_lists_are_one_chosen_against_each_rejected():
     p = parse_preference({"prompt": "q", "chosen": ["good"], "rejected": ["a", "b", "c"]})
     assert p.responses == [[A("good")], [A("a")], [A("b")], [A("c")]] and p.pairs() == [(0, 1), (0, 2), (0, 3)]

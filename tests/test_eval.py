@@ -294,8 +294,7 @@ def test_predictions_and_mistakes_name_their_rows_and_hold_what_the_report_is_ma
     assert [m["where"] for m in both[0]["mistakes"]] == [predicted[i]["where"] for _, i in wrong]
     for mistake, (gap, i) in zip(both[0]["mistakes"], wrong):
         assert mistake["margin"] == pytest.approx(gap) and rows[i]["prompt"] in mistake["prompt"]
-        assert [mistake[side].strip() for side in ("chosen", "rejected")] == [rows[i][side] + "</s>" for side in ("chosen", "rejected")] or \
-            [mistake[side].strip() for side in ("chosen", "rejected")] == [rows[i][side] for side in ("chosen", "rejected")]
+        assert all(mistake[side].strip() == rows[i][side] for side in ("chosen", "rejected"))
         assert mistake["where"] in out
     exact = score(RewardModel.from_pretrained(run).eval(), [{"prompt": r["prompt"], "response": r["chosen"]} for r in rows])
     assert [p["chosen"] for p in predicted[:8]] == pytest.approx(exact, abs=1e-5)
