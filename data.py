@@ -23,6 +23,7 @@ import dataclasses
 import datetime
 import functools
 import gzip
+import hashlib
 import itertools
 import json
 import math
@@ -690,6 +691,18 @@ class Pairs:
         """The sequences of a row."""
         return [self.sequence(s) for s in range(self.row_sequences[r], self.row_sequences[r + 1])]
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Equal for equal data, tokens and all."""
+        digest = hashlib.sha256()
+        for array in (self.ids, self.offsets, self.chosen, self.rejected, self.margin):
+            for start in range(0, len(array), 2**20):
+                digest.update(array[start : start + 2**20].tobytes())
+        return digest.hexdigest()
+
+    def release(self) -> None:
+        pass
+
     def row_of_pair(self) -> np.ndarray:
         """(n,) the row each pair is of."""
         return np.repeat(np.arange(self.rows), np.diff(self.row_pairs))
@@ -844,9 +857,10 @@ class Batch(NamedTuple):
     rejected: Tensor  # (B,) and which the worse
     margin: Tensor  # (B,)
     weight: Tensor  # (B,) the pairs of one row weigh 1 together
+    rows: int  # 0: it stands in for a rank that has nothing to do
 
     def to(self, device) -> "Batch":
-        return Batch(*(part if part is None else part.to(device) for part in self))
+        return Batch(*(part.to(device) if hasattr(part, "to") else part for part in self))
 
 
 def pad_right(sequences: list[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -871,8 +885,8 @@ def collate(pairs: Pairs, rows: np.ndarray, pad_id: int, shared_prompts: bool = 
     of_pairs = [torch.from_numpy(np.concatenate(parts)) for parts in (chosen, rejected, margin, weight)]
     if shared_prompts:
         input_ids, trees = pack(groups)
-        return Batch(input_ids, None, trees, *of_pairs)
-    return Batch(*pad_right([s for group in groups for s in group], pad_id), None, *of_pairs)
+        return Batch(input_ids, None, trees, *of_pairs, len(rows))
+    return Batch(*pad_right([s for group in groups for s in group], pad_id), None, *of_pairs, len(rows))
 
 
 # ---------------------------------------------------------------- speed: the shared-prompt form
@@ -928,8 +942,9 @@ def step_batches(
     on accumulation and ranks, which only share them out, each row once: sorted by length, then dealt like cards, so
     that micro-batches and ranks have about the same to do. (Without shared prompts they are cut into runs of similar
     length, so that there is little padding.) With tokens_per_batch there are as many micro-batches as it takes for
-    each to hold at most so many tokens, prompts counted once, or a single row. An epoch's last step may be smaller; a
-    rank that gets nothing then returns [] and has to sit the step out without leaving the others waiting.
+    each to hold at most so many tokens, prompts counted once, or a single row. An epoch's last step may be smaller;
+    all ranks have equally many micro-batches even then (sharded models are put together in every one), but the last
+    one may be empty.
     """
     per_epoch = math.ceil(pairs.rows / batch_size)
     epoch, place = divmod(step, per_epoch)
@@ -942,7 +957,7 @@ def step_batches(
     while tokens_per_batch and count < len(index) and tokens[::count].sum() > tokens_per_batch:  # the largest hand
         count += ranks
     hands = [index[i::count] for i in range(count)] if shared_prompts else np.array_split(index, count)
-    return [hand for hand in hands[rank::ranks] if len(hand)], len(index)
+    return hands[rank::ranks][: math.ceil(min(count, len(index)) / ranks)], len(index)
 
 
 # ---------------------------------------------------------------- the toy world

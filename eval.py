@@ -41,7 +41,7 @@ from model import CheckpointError, RewardModel
 # ---------------------------------------------------------------- the one scoring call
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score_sequences(
     model, sequences: list[np.ndarray], pad_id: int, tokens_per_batch: int = 8192, dtype: torch.dtype | None = None
 ) -> np.ndarray:
@@ -62,7 +62,7 @@ def score_sequences(
     return rewards
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score_groups(
     model, groups: list[list[np.ndarray]], tokens_per_batch: int = 8192, dtype: torch.dtype | None = None
 ) -> np.ndarray:

@@ -21,6 +21,7 @@ import functools
 import json
 import math
 from pathlib import Path
+from typing import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -219,7 +220,8 @@ class Decoder(nn.Module):
 
     def forward(self, input_ids: Tensor, trees=None) -> Tensor:
         """(N, T) -> (N, T, D); in the shared-prompt form (1, T) -> (1, N, D), the states of the N last tokens."""
-        x = self.embed_tokens(input_ids)  # (N, T, D)
+        # In the type of the norms, even where a frozen table is kept in half precision: layers add to this.
+        x = self.embed_tokens(input_ids).to(self.norm.weight.dtype)  # (N, T, D)
         if trees is None:
             cos, sin = rotary_tables(self.config, torch.arange(x.shape[1], device=x.device))
             for layer in self.layers:
@@ -308,19 +310,91 @@ class RowsInUse(nn.Module):
 
     def __init__(self, embedding: nn.Embedding, used: Tensor):
         super().__init__()
-        self.weight = nn.Parameter(embedding.weight.detach()[used])  # (used, D)
-        self.register_buffer("frozen", embedding.weight.detach(), persistent=False)  # (V, D)
-        self.register_buffer("row", torch.full((embedding.num_embeddings,), -1, device=used.device), persistent=False)
-        self.row[used] = torch.arange(len(used), device=used.device)  # (V,): where a token's row is in `weight`, or −1
+        (V, D), device = embedding.weight.shape, embedding.weight.device
+        self.used = used  # (used,) token ids in order
+        self.weight = nn.Parameter(torch.empty(len(used), D, device=device))  # (used, D)
+        self.register_buffer("frozen", torch.empty(V, D, device=device), persistent=False)
+        self.register_buffer("row", torch.empty(V, dtype=torch.long, device=device), persistent=False)
+        if not embedding.weight.is_meta:
+            self.fill(embedding.weight.detach())
+
+    @torch.no_grad()
+    def fill(self, table: Tensor) -> None:
+        """Take the numbers of an ordinary embedding, (V, D)."""
+        place(self.weight, table[self.used.to(table.device)])
+        self.frozen.copy_(table)
+        self.row.fill_(-1)  # (V,): where a token's row is in `weight`, or −1
+        self.row[self.used.to(self.row.device)] = torch.arange(len(self.used), device=self.row.device)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         row = self.row[input_ids]  # (N, T)
         trained = F.embedding(row.clamp(min=0), self.weight)
         return torch.where(row[..., None] < 0, F.embedding(input_ids, self.frozen), trained)
 
-    def whole(self) -> Tensor:
-        """The table as an ordinary embedding has it, (V, D)."""
-        return self.frozen.index_copy(0, (self.row >= 0).nonzero()[:, 0], self.weight.detach())
+    def whole(self, weight: Tensor) -> Tensor:
+        """The table as an ordinary embedding has it, (V, D), with these trained rows (used, D) in it."""
+        return self.frozen.index_copy(0, self.used.to(weight.device), weight)
+
+
+# ---------------------------------------------------------------- memory: frozen weights, LoRA, shards
+
+
+class FrozenLinear(nn.Linear):
+    """A linear map that stays as it was, kept in half precision if asked to; with a rank r, LoRA beside it:
+
+        W x + b + (α/r) · B A x         A (r, in), B (out, r) are all that is trained (Hu et al. 2021, eq 3)
+
+    B starts at 0, so training starts from the model as it was. A matrix of 4096 x 4096 with r = 8 trains 65,536
+    numbers instead of 16.8 million, and only those need gradients and Adam's two moments.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int = 0, alpha: float = 0.0, dtype: torch.dtype | None = None):
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        frozen = lambda p: p if p is None else nn.Parameter(p.detach().to(dtype or p.dtype), requires_grad=False)
+        self.weight, self.bias, self.scale = frozen(linear.weight), frozen(linear.bias), alpha / max(rank, 1)
+        self.lora_A = self.lora_B = None
+        if rank:
+            device = linear.weight.device
+            self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
+            self.lora_B = nn.Parameter(torch.empty(linear.out_features, rank, device=device))
+            if not self.weight.is_meta:
+                self.start_lora()
+
+    @torch.no_grad()
+    def start_lora(self) -> None:
+        """A uniform within ±1/√in, as nn.Linear starts; B zero."""
+        A = torch.empty(self.lora_A.shape)  # whole and on the CPU: every rank, and one rank alone, draws the same
+        place(self.lora_A, A.uniform_(-1, 1) / math.sqrt(self.in_features))
+        nn.init.zeros_(self.lora_B)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type
+        # Under autocast both are half precision already; without, float32 is computed with what half precision kept.
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        out = F.linear(x, self.weight.to(dtype), self.bias if self.bias is None else self.bias.to(dtype))
+        return out if self.lora_A is None else out + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """One ordinary matrix that does the same, in float32.  (out, in)"""
+        if self.lora_A is None:
+            return weight.float()
+        return weight.float() + self.scale * (whole(self.lora_B.detach()) @ whole(self.lora_A.detach()))
+
+
+def place(parameter: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into a parameter; into a rank's shard of it, where it is sharded."""
+    if hasattr(parameter, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        # src_data_rank None: every rank has the value already, nothing is sent.
+        mesh, value = parameter.device_mesh, value.to(parameter.device, parameter.dtype)
+        value = distribute_tensor(value, mesh, parameter.placements, src_data_rank=None)
+    parameter.copy_(value)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together again from the shards of all ranks, which all have to ask for it; others as they are."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 # ---------------------------------------------------------------- the reward model
@@ -349,7 +423,7 @@ class RewardModel(nn.Module):
         super().__init__()
         self.config = config
         self.folder: Path | None = None  # where it was loaded from; its tokenizer lies there too
-        self.head_origin = "new"
+        self.head_origin, self.tensors = "new", {}  # of an opened model: file -> {our name: its name there}
         self.model = Decoder(config)
         self.score = nn.Linear(config.hidden_size, 1)
 
@@ -373,7 +447,7 @@ class RewardModel(nn.Module):
         # The head comes after the gather (N rows of work instead of N·T) and in float32 with autocast off: in
         # bfloat16 a reward of 5 has steps of 0.03, and close pairs would tie.
         with torch.autocast(last_hidden.device.type, enabled=False):
-            return self.score(last_hidden.float()).squeeze(-1)  # (N,)
+            return self.score(last_hidden.float()).squeeze(-1).clone()  # (N,); FSDP2 wants no view
 
     def compile_layers(self) -> None:
         """torch.compile, layer by layer: they share one compiled code, and no batch shape is compiled in."""
@@ -382,11 +456,49 @@ class RewardModel(nn.Module):
         for layer in self.model.layers:
             layer.compile(dynamic=True)
 
+    def train_less(self, frozen_layers: int = 0, lora_rank: int = 0, lora_alpha: float = 0.0,
+                   dtype: torch.dtype | None = None) -> None:
+        """Freeze the embedding and the first layers; with lora_rank all layers, and those after the first ones get
+        LoRA. The value head is always trained. Frozen matrices are kept in dtype, if given.
+
+        Raises: CheckpointError where the model has fewer layers.
+        """
+        if frozen_layers > len(self.model.layers):
+            raise CheckpointError(f"--freeze-layers {frozen_layers}: the model has {len(self.model.layers)}")
+        table = self.model.embed_tokens
+        table.weight = nn.Parameter(table.weight.detach().to(dtype or table.weight.dtype), requires_grad=False)
+        for i, layer in enumerate(self.model.layers):
+            if i >= frozen_layers and not lora_rank:
+                break
+            layer.requires_grad_(False)
+            for block in (layer.self_attn, layer.mlp):
+                for name, module in list(block.named_children()):
+                    if isinstance(module, nn.Linear):
+                        rank = lora_rank if i >= frozen_layers else 0
+                        setattr(block, name, FrozenLinear(module, rank, lora_alpha, dtype))
+        self.model.norm.requires_grad_(not lora_rank)
+
+    def shard(self, mesh, dtype: torch.dtype | None = None) -> None:
+        """Leave every rank of the mesh 1/ranks of each tensor, and of its gradient and moments: FSDP2, after ZeRO
+        stage 3 (Rajbhandari et al. 2020, §5). A layer is gathered just before it computes and dropped behind it.
+
+        dtype: in which layers are gathered and compute (bfloat16, float16); sums of gradients, the embedding, the last
+        norm, the head and the weights that are kept stay in float32.
+        """
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        # Inputs keep their type: the float32 sum that layers add to would be rounded at every layer.
+        policy = MixedPrecisionPolicy(dtype, torch.float32 if dtype else None, cast_forward_inputs=False)
+        for layer in self.model.layers:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(self, mesh=mesh)
+
     @torch.no_grad()
     def init_head(self) -> None:
         """Weights N(0, 1/(D+1)), bias 0 (Stiennon et al. 2020): rewards of size about 1 at first, differences of
         one prompt's responses much smaller, so training starts near a loss of log 2."""
-        nn.init.normal_(self.score.weight, std=1 / math.sqrt(self.config.hidden_size + 1))
+        D = self.config.hidden_size
+        place(self.score.weight, torch.empty(1, D).normal_(std=1 / math.sqrt(D + 1)))
         nn.init.zeros_(self.score.bias)
 
     @classmethod
@@ -403,8 +515,16 @@ class RewardModel(nn.Module):
         return model
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, fresh_head: bool = False) -> "RewardModel":
-        """Load config.json and safetensors (one file, or shards named by an index) as float32.
+    def from_pretrained(cls, folder: str | Path, fresh_head: bool = False, device: str = "cpu") -> "RewardModel":
+        """Load config.json and safetensors (one file, or shards named by an index) as float32: `open`, then `load`."""
+        model = cls.open(folder, fresh_head)
+        model.load(device)
+        return model
+
+    @classmethod
+    def open(cls, folder: str | Path, fresh_head: bool = False) -> "RewardModel":
+        """The model of a folder, checked: every name and shape, and no memory yet (torch's meta device). Here it can
+        still be cut into shards or given LoRA; `load` then brings the numbers.
 
         A language model's `lm_head` is dropped: its D×V product at every position would be wasted work. A reward head
         in the checkpoint is always kept. Where there is none, fresh_head=True makes a new one (to train it); without
@@ -416,13 +536,14 @@ class RewardModel(nn.Module):
         """
         folder = Path(folder)
         config = read_config(read_json(folder / "config.json"), str(folder / "config.json"))
-        with torch.device("meta"):  # names and shapes, no memory: the tensors come from the files
+        with torch.device("meta"):
             model = cls(config)
         expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
         files = _tensor_files(folder)
         if (folder / "value_head.safetensors").exists():
             files.append(folder / "value_head.safetensors")
-        found = {name: shape for file in files for name, shape in _tensor_shapes(file).items()}
+        shapes = {file: _tensor_shapes(file) for file in files}
+        found = {name: shape for of_file in shapes.values() for name, shape in of_file.items()}
         heads = [h for h in dict.fromkeys((*HEADS, str(config.raw.get("value_head_prefix")))) if f"{h}.weight" in found]
         if len(heads) > 1:
             raise CheckpointError(f"{folder}: more than one reward head ({', '.join(heads)}); refusing to guess")
@@ -443,22 +564,44 @@ class RewardModel(nn.Module):
             raise CheckpointError(f"{folder}: tensors do not fit config.json; " + "; ".join(problems))
         if not has_head and not fresh_head:
             raise CheckpointError(f"{folder}: no reward head (score.weight): a language model, not yet a reward model")
-
-        for file in files:
-            with safe_open(file, "pt") as tensors:
-                # A copy: a file aligns its tensors to 8 bytes, memory to 64, and on that depends in which order some
-                # kernels sum. A resumed run would differ from an uninterrupted one in the last bit.
-                names = {rename.get(n, n): n for n in tensors.keys()}
-                state = {ours: tensors.get_tensor(theirs).to(torch.float32, copy=True)
-                         for ours, theirs in names.items() if ours in expected}
-            model.load_state_dict(state, strict=False, assign=True)
-        if not has_head:
-            model.score.to_empty(device="cpu")
-            model.init_head()
-        elif "score.bias" not in found:  # transformers and TRL have none
-            model.score.bias = nn.Parameter(torch.zeros(1))
         model.folder, model.head_origin = folder, f"kept ({heads[0]})" if has_head else "new"
+        model.tensors = {file: {rename.get(n, n): n for n in names if rename.get(n, n) in expected}
+                         for file, names in shapes.items()}
         return model
+
+    @torch.no_grad()
+    def load(self, device: str | torch.device = "cpu") -> None:
+        """Bring the numbers of an opened model from its files to the device, one tensor after the other, of which a
+        rank keeps its shard. So the host never holds more than one, however many ranks there are."""
+        self.to_empty(device=device)
+        if self.head_origin == "new":
+            self.init_head()
+        nn.init.zeros_(self.score.bias)  # transformers and TRL have none
+        for module in self.modules():
+            if isinstance(module, FrozenLinear) and module.lora_A is not None:
+                module.start_lora()
+        parameters = dict(self.named_parameters())
+        for file, names in self.tensors.items():
+            with safe_open(file, "pt") as tensors:
+                for ours, theirs in names.items():
+                    if ours == "model.embed_tokens.weight" and isinstance(self.model.embed_tokens, RowsInUse):
+                        self.model.embed_tokens.fill(tensors.get_tensor(theirs))
+                    else:
+                        place(parameters[ours], tensors.get_tensor(theirs))
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor in float32 on the CPU) as an ordinary checkpoint has them: shards put together (all ranks have
+        to take part), LoRA merged, the embedding with all its rows."""
+        modules = dict(self.named_modules())
+        for name, p in self.named_parameters():
+            module, _, part = name.rpartition(".")
+            if not part.startswith("lora_"):
+                tensor = whole(p.detach())
+                if isinstance(modules[module], RowsInUse):
+                    tensor = modules[module].whole(tensor)
+                if isinstance(modules[module], FrozenLinear) and part == "weight":
+                    tensor = modules[module].merged(tensor)
+                yield name, tensor.float().cpu()
 
     def save_pretrained(self, folder: str | Path, pad_token_id: int, save_format: str = "transformers") -> None:
         """Write config.json and safetensors that transformers opens as a classifier with one label; or, with
@@ -485,13 +628,11 @@ class RewardModel(nn.Module):
             raw = {key: value for key, value in raw.items() if key not in of_a_classifier}
         (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
-        state = {n: p.detach().cpu() for n, p in self.named_parameters()}
-        if isinstance(self.model.embed_tokens, RowsInUse):
-            state["model.embed_tokens.weight"] = self.model.embed_tokens.whole().cpu()
+        state = dict(self.weights())
         if save_format == "llamafactory":
             head = {f"v_head.summary.{part}": state.pop(f"score.{part}") for part in ("weight", "bias")}
             save_file(head, folder / "value_head.safetensors")
-        elif not self.score.bias.any():
+        elif not state["score.bias"].any():
             del state["score.bias"]
         save_torch_state_dict(state, folder, max_shard_size=SHARD_BYTES)
 

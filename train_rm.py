@@ -3,7 +3,7 @@
     python train_rm.py                                                  the toy world: no download, about a minute
     python train_rm.py --data pairs.jsonl                               a small model from scratch on your pairs
     python train_rm.py --model DIR --data pairs.jsonl --epochs 1        from pretrained weights, as one would for RLHF
-    torchrun --nproc-per-node 8 train_rm.py --model DIR --data …        the same on eight GPUs
+    torchrun --nproc-per-node 8 train_rm.py --model DIR --data …        the same on eight GPUs (docs/scaling.md)
 
 One optimizer step, on --batch-size pairs (x, y_w, y_l) drawn without replacement (or so many prompts with K responses
 each, whose pairs weigh as much as one together):
@@ -15,7 +15,8 @@ each, whose pairs weigh as much as one together):
 """
 import argparse
 import contextlib
-import hashlib
+import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -27,12 +28,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Iterator
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from data import DataError, Tokenizer, collate, describe_audit, encode_preferences, parse_preference, read_preferences
@@ -40,7 +42,7 @@ from data import gold_reward, model_folder, split_by_prompt, step_batches, toy_p
 from eval import check_ids, describe, number, pick_device, plot_curve, pyplot, replacing, report, score, score_pairs
 from eval import speak_utf8, usable_length
 from loss import bradley_terry_loss, pairwise_accuracy
-from model import CheckpointError, RewardModel, RowsInUse, read_json
+from model import CheckpointError, FrozenLinear, RewardModel, RowsInUse, place, read_json, whole
 
 # ---------------------------------------------------------------- options
 
@@ -93,9 +95,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         "many forward passes, to save memory; the step stays the same")
     add("--tokens-per-batch", type=natural, help="instead of --gradient-accumulation-steps: as many forward passes as "
         "it takes for each to hold at most this many tokens, prompts counted once (or one row)")
-    add("--gradient-checkpointing", action=flag, default=False, help="keep only each layer's input for the backward "
-        "pass and compute the rest again: less memory for about a third more work, the same step")
-    add("--lr", type=positive, help="peak learning rate (default: 1e-5 with --model, 1e-3 from scratch)")
+    add("--lr", type=positive, help="peak learning rate (default: 1e-5 with --model, 1e-4 with --lora-rank, 1e-3 from "
+        "scratch)")
     add("--lr-scheduler", choices=["cosine", "linear", "constant"], default="cosine", help="decay to 0 after warmup")
     add("--warmup-ratio", type=share, default=0.05, help="share of steps with a rising learning rate")
     add("--weight-decay", type=not_negative, default=0.01, help="AdamW's, on matrices only")
@@ -106,6 +107,17 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--center-rewards-coefficient", type=not_negative, default=0.0, help="penalty on (r_w + r_l)², keeps rewards "
         "around 0; TRL suggests 0.01")
 
+    add = parser.add_argument_group("a model too large for the memory (docs/scaling.md)").add_argument
+    add("--gradient-checkpointing", action=flag, default=False, help="keep only each layer's input for the backward "
+        "pass and compute the rest again: less memory for about a third more work, the same step")
+    add("--lora-rank", type=natural, help="train two factors of this rank beside every matrix of the layers, and the "
+        "value head, instead of all weights (LoRA, Hu et al. 2021); merged into ordinary weights when saved")
+    add("--lora-alpha", type=positive, help="their product counts alpha / rank times (default: twice the rank)")
+    add("--freeze-layers", type=number(int, at_least=0), default=0, help="leave the embedding and the first N layers as "
+        "they are")
+    add("--shard", action=flag, default=False, help="every process keeps only its share of weights, gradients and "
+        "moments (FSDP2), instead of a copy of all")
+
     add = parser.add_argument_group("the machine").add_argument
     add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one; under torchrun one for each process)")
     add("--bf16", action=flag, default=False, help="bfloat16 autocast, float32 weights")
@@ -115,6 +127,10 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--compile", action=flag, default=False, help="torch.compile: faster steps after slow first ones; it needs a "
         "C++ compiler, and says so where there is none")
     add("--seed", type=number(int, at_least=0, below=2**63), default=0, help="of weights, split, order and toy world")
+    add("--deterministic", action=flag, default=False, help="only operations that give the same bits every time; on "
+        "CPUs they all do, on GPUs some are slower")
+    add("--on-nan", choices=["stop", "skip"], default="stop", help="a step whose loss or gradient is not a finite number "
+        "is never taken: stop with a checkpoint of what was before, or leave those rows out and go on")
 
     add = parser.add_argument_group("what to keep").add_argument
     add("--output", metavar="DIR", help="run folder (default: runs/toy; with --data runs/FOLDER-FILE, after it)")
@@ -136,8 +152,12 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     scratch = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     if args.model and (given := [name for name in scratch if getattr(args, name) != parser.get_default(name)]):
         parser.error(f"--{given[0].replace('_', '-')} is for a model from scratch; --model has its own")
-    if args.revision and not args.model:
-        parser.error("--revision needs --model")
+    for name in ("revision", "lora_rank", "freeze_layers"):
+        if getattr(args, name) and not args.model:
+            parser.error(f"--{name.replace('_', '-')} needs --model")
+    if args.lora_alpha and not args.lora_rank:
+        parser.error("--lora-alpha needs --lora-rank")
+    args.lora_alpha = args.lora_alpha or 2.0 * (args.lora_rank or 0)
     if args.bf16 and args.fp16:
         parser.error("choose one of --bf16 and --fp16")
     ranks = world()[1]
@@ -151,7 +171,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     if args.eval_fraction is None:
         args.eval_fraction = 0.1 if args.data else 1 / 6
     if args.lr is None:
-        args.lr = 1e-5 if args.model else 1e-3
+        args.lr = 1e-4 if args.lora_rank else 1e-5 if args.model else 1e-3
     if args.output is None:
         source = Path(args.data[0]).absolute() if args.data else None
         args.output = "runs/toy" if source is None else f"runs/{source.parent.name}-{source.name.split('.')[0]}"
@@ -183,11 +203,16 @@ def load_preferences(args) -> tuple[list, list, dict]:
 
 
 def build_model(args, train_set: list, resume: Path | None) -> tuple[RewardModel, Tokenizer]:
-    """The model to train and its tokenizer: from a checkpoint, from --model, or from scratch."""
+    """The model to train and its tokenizer: from a checkpoint or --model, opened and not yet loaded; or from scratch.
+
+    With LoRA a checkpoint holds the merged model, to be used, and the factors beside it; the model below them is read
+    from --model again.
+    """
     torch.manual_seed(args.seed)
     if resume or args.model:
-        source = resume or model_folder(args.model, args.revision)
-        model, tokenizer = RewardModel.from_pretrained(source, fresh_head=not resume), Tokenizer.from_folder(source)
+        source = resume if resume and not args.lora_rank else model_folder(args.model, args.revision)
+        tokenizer = Tokenizer.from_folder(source)
+        model = RewardModel.open(source, fresh_head=args.model is not None)
         for key in ("mean", "std"):  # what --normalize left there is of other weights from now on
             model.config.raw.pop(key, None)
         return model, tokenizer
@@ -207,6 +232,27 @@ def build_model(args, train_set: list, resume: Path | None) -> tuple[RewardModel
     return model, tokenizer
 
 
+def to_the_machine(model: RewardModel, args, ids: np.ndarray) -> None:
+    """Decide what of the model is trained, share it out to the ranks, and bring its numbers to the device."""
+    if args.lora_rank or args.freeze_layers:
+        model.train_less(args.freeze_layers, args.lora_rank or 0, args.lora_alpha, autocast_dtype(args))
+    else:
+        model.model.embed_tokens = RowsInUse(model.model.embed_tokens, torch.from_numpy(np.unique(ids)).long())
+    # The head's bias cancels in every difference, so its Bradley-Terry gradient is rounding noise, which Adam would
+    # blow up to steps of size lr. It trains only where the centering penalty gives it a gradient.
+    model.score.bias.requires_grad_(args.center_rewards_coefficient > 0)
+    model.model.recompute = args.gradient_checkpointing
+    opened = bool(model.tensors)  # names and shapes so far
+    if not opened:
+        model.to(args.device)
+    if args.shard:
+        model.shard(dist.init_device_mesh(args.device.type, (world()[1],)), autocast_dtype(args))
+    if opened:
+        model.load(args.device)
+    if args.compile:
+        compile_or_say(model)
+
+
 def compile_or_say(model: RewardModel) -> None:
     """--compile where that works; it needs a C++ compiler (CPU) or Triton (CUDA), which not every machine has."""
     try:
@@ -219,9 +265,6 @@ def compile_or_say(model: RewardModel) -> None:
 
 def make_optimizer(model: RewardModel, args) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) with weight decay on matrices only: a decayed norm or bias serves nothing."""
-    # The head's bias cancels in every difference, so its Bradley-Terry gradient is rounding noise, which Adam would
-    # blow up to steps of size lr. It trains only where the centering penalty gives it a gradient.
-    model.score.bias.requires_grad_(args.center_rewards_coefficient > 0)
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": args.weight_decay},
               {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
@@ -286,7 +329,11 @@ def write_folder(folder: Path, write) -> None:
     temporary = folder / "tmp" if folder.exists() else folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    write(temporary)
+    try:
+        write(temporary)
+    except BaseException:  # a full disk, say: what was there before stays, and half a folder helps nobody
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     umask = os.umask(0)
     os.umask(umask)
     for file in temporary.iterdir():
@@ -311,18 +358,42 @@ def save_model(folder: Path, model, tokenizer, max_length: int, save_format: str
 
 
 def save_checkpoint(folder: Path, model, tokenizer, optimizer, state: dict, max_length: int) -> None:
-    """Everything the next step depends on. The data's place is the step number, see data.step_batches."""
+    """Everything the next step depends on. The data's place is the step number, see data.step_batches.
+
+    One ordinary folder, whatever the number of ranks, so that a run goes on with another number of them: all ranks call
+    this and put shards together, one tensor after the other; rank 0 writes. (torch.distributed.checkpoint would write
+    shards faster, but its metadata are pickled.)
+    """
 
     def write(temporary: Path):
         save_model(temporary, model, tokenizer, max_length)
-        tensors = {"random_state": torch.get_rng_state()}
-        for name, p in model.named_parameters():
-            for key, value in optimizer.state.get(p, {}).items():  # exp_avg, exp_avg_sq, step
-                tensors[f"{key}/{name}"] = value.detach().cpu().contiguous()
+        tensors = dict(optimizer_tensors(model, optimizer)) | {"random_state": torch.get_rng_state()}
         save_file(tensors, temporary / "optimizer.safetensors")
         (temporary / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
-    write_folder(folder, write)
+    if world()[0] == 0:
+        write_folder(folder, write)
+    else:
+        join_in(model, optimizer)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def optimizer_tensors(model, optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    """(key/parameter, whole tensor) of AdamW's state: exp_avg, exp_avg_sq, step. With LoRA also "trained", what a
+    merged model no longer tells apart."""
+    lora = any(isinstance(module, FrozenLinear) and module.lora_A is not None for module in model.modules())
+    for name, p in model.named_parameters():
+        kept = dict(optimizer.state.get(p, {})) | ({"trained": p} if lora and p.requires_grad else {})
+        for key, value in kept.items():
+            yield f"{key}/{name}", whole(value.detach()).cpu().contiguous()
+
+
+def join_in(model, optimizer=None) -> None:
+    """What ranks do that write nothing: take part where sharded tensors are put together, in the same order."""
+    if hasattr(model.score.weight, "device_mesh"):
+        for _ in itertools.chain(model.weights(), optimizer_tensors(model, optimizer) if optimizer else ()):
+            pass
 
 
 def check_same_run(folder: Path, args, pairs) -> None:
@@ -333,25 +404,44 @@ def check_same_run(folder: Path, args, pairs) -> None:
     for option, there in state["options"].items():
         if (here := options_that_decide(args).get(option)) != there:
             raise DataError(f"--resume {folder}: made with --{option.replace('_', '-')} {there}, not {here}")
-    if state["data_fingerprint"] != fingerprint(pairs):
+    if state["data_fingerprint"] != pairs.fingerprint:
         raise DataError(f"--resume {folder}: made with other training data")
 
 
 def load_checkpoint(folder: Path, model, optimizer, scaler) -> tuple[int, np.ndarray]:
     """Put back optimizer and random state (the model was built from this folder) -> steps done, sums since the last
     logged line."""
-    state = read_json(folder / "trainer_state.json")
-    tensors = load_file(folder / "optimizer.safetensors")
-    torch.set_rng_state(tensors.pop("random_state"))
+    state, file = read_json(folder / "trainer_state.json"), folder / "optimizer.safetensors"
     parameters = dict(model.named_parameters())
-    for full_name, value in tensors.items():
-        key, _, name = full_name.partition("/")
-        p = parameters.get(name)
-        if p is None or (value.ndim and value.shape != p.shape):  # fused AdamW would take any shape, and misread it
-            raise DataError(f"{folder / 'optimizer.safetensors'}: {full_name} does not fit this model")
-        optimizer.state[p][key] = value.to(p.device)
+    with safe_open(file, "pt") as tensors, torch.no_grad():
+        torch.set_rng_state(tensors.get_tensor("random_state"))
+        for full_name in sorted(set(tensors.keys()) - {"random_state"}):
+            key, _, name = full_name.partition("/")
+            p, value = parameters.get(name), tensors.get_tensor(full_name)
+            if p is None or (value.ndim and value.shape != p.shape):  # fused AdamW would take any shape, and misread it
+                raise DataError(f"{file}: {full_name} does not fit this model")
+            if key == "trained":
+                place(p, value)
+            elif value.ndim:
+                optimizer.state[p][key] = torch.zeros_like(p)
+                place(optimizer.state[p][key], value)
+            else:
+                optimizer.state[p][key] = value.to(p.device, copy=True)
+    check_base(folder, model)
     scaler.load_state_dict(state["scaler"])
     return state["step"], np.array(state["since_log"])
+
+
+def check_base(folder: Path, model) -> None:
+    """With LoRA: --model is what it was if one of its matrices, merged, is that of the checkpoint."""
+    name = f"model.layers.{len(model.model.layers) - 1}.self_attn.q_proj"
+    module = model.get_submodule(name)
+    if isinstance(module, FrozenLinear) and module.lora_A is not None:
+        file = next(file for file, names in RewardModel.open(folder).tensors.items() if f"{name}.weight" in names)
+        with safe_open(file, "pt") as tensors:
+            saved = tensors.get_tensor(f"{name}.weight")
+        if not torch.allclose(module.merged(whole(module.weight)).cpu(), saved, atol=1e-4, rtol=1e-3):
+            raise DataError(f"--resume {folder}: made with another model below the LoRA factors than {model.folder}")
 
 
 def checkpoints(output: Path) -> list[Path]:
@@ -376,65 +466,86 @@ def find_checkpoint(args) -> Path:
     return folder
 
 
-def fingerprint(pairs) -> str:
-    """Equal for equal training data, tokens and all."""
-    arrays = (pairs.ids, pairs.offsets, pairs.chosen, pairs.rejected, pairs.margin)
-    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
-
-
 def options_that_decide(args) -> dict:
     """The options that decide what is learned. The others may differ between a run and its continuation (which is then
     equal but for the order of floating-point sums)."""
     free = {"output", "resume", "data", "eval_data", "device", "gradient_accumulation_steps", "tokens_per_batch",
-            "shared_prompts", "compile", "gradient_checkpointing", "save_format", "normalize", "plot",
-            "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
+            "shared_prompts", "compile", "gradient_checkpointing", "shard", "deterministic", "on_nan", "cache_dir",
+            "save_format", "normalize", "plot", "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
     return {k: v for k, v in vars(args).items() if k not in free}
 
 
 # ---------------------------------------------------------------- the loop
 
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 LOGGED = ("loss", "accuracy", "mean_margin", "mean_reward", "mean_abs_reward")  # means over rows; rewards in nats
 
 
-def accumulate_gradients(model, batches: list, n: int, args, scaler, idle: bool = False) -> torch.Tensor:
+def accumulate_gradients(model, batches: list, n: int, args, scaler) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Add the gradient of a step's mean loss to the parameters, one micro-batch after the other.
 
     Each row weighs 1/n, whatever micro-batch and rank it is in, so that accumulation and ranks take the step of the
     big batch, ragged last step included. (The usual loss / accumulation_steps favours rows of small micro-batches.)
 
     Args:    model: a RewardModel or its DistributedDataParallel.  batches: this rank's micro-batches, data.Batch.
-             n: rows of the step over all ranks.  idle: the rank has no rows, and joins in with weight 0.
-    Returns: (6,) sums over this rank's rows: what LOGGED names, and the number of rows.
+             n: rows of the step over all ranks.
+    Returns: (6,) sums over this rank's rows: what LOGGED names, and the number of rows; the rewards of each batch.
     """
     device, ranks = batches[0].input_ids.device, world()[1]
-    sums = torch.zeros(6, device=device, dtype=torch.float64)
+    sums, seen = torch.zeros(6, device=device, dtype=torch.float64), []
+    # DDP: ranks exchange gradients once, in the last backward pass. Shards are too large to keep all gradients until
+    # then, and are summed in every one.
+    later = getattr(model, "no_sync", contextlib.nullcontext)
     # Autocast around all micro-batches: it keeps its low-precision copies of the weights until it ends.
     with torch.autocast(device.type, autocast_dtype(args), enabled=args.bf16 or args.fp16):
         for i, batch in enumerate(batches):
-            last = i == len(batches) - 1  # ranks exchange gradients once, in the last backward pass
-            with contextlib.nullcontext() if ranks == 1 or last else model.no_sync():
+            with contextlib.nullcontext() if i == len(batches) - 1 else later():
                 rewards = model(batch.input_ids, batch.attention_mask, batch.trees)  # (N,)
                 r_chosen, r_rejected = rewards[batch.chosen], rewards[batch.rejected]  # (B,) each
                 loss = bradley_terry_loss(r_chosen, r_rejected, batch.margin, args.label_smoothing,
                                           args.center_rewards_coefficient, batch.weight)
-                rows = batch.weight.sum()
                 with torch.autocast(device.type, enabled=False):  # backward runs in the types that forward chose
-                    share = 0 if idle else rows / n
-                    scaler.scale(loss * share * ranks).backward()  # DDP averages over ranks, hence the factor
-            if not idle:
-                with torch.no_grad():
-                    accuracy, _ = pairwise_accuracy(r_chosen, r_rejected, batch.weight)
-                    of_pairs = (r_chosen - r_rejected, (r_chosen + r_rejected) / 2,
-                                (r_chosen.abs() + r_rejected.abs()) / 2)
-                    means = [(batch.weight * x).sum() / rows for x in of_pairs]
-                    sums += rows * torch.stack([v.double() for v in (loss, accuracy, *means, torch.ones_like(loss))])
-    return sums
+                    # Ranks are averaged over, hence the factor.
+                    scaler.scale(loss * (batch.rows / n * ranks)).backward()
+            with torch.no_grad():
+                accuracy, _ = pairwise_accuracy(r_chosen, r_rejected, batch.weight)
+                of_pairs = (r_chosen - r_rejected, (r_chosen + r_rejected) / 2, (r_chosen.abs() + r_rejected.abs()) / 2)
+                means = [(batch.weight * x).sum() / batch.weight.sum() for x in of_pairs]
+                if batch.rows:
+                    sums += batch.rows * torch.stack([v.double() for v in (loss, accuracy, *means, torch.ones_like(loss))])
+                seen.append(rewards.detach())
+    return sums, seen
 
 
-def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path | None) -> int | None:
-    """Train in place, log and save. Returns the steps done, or None where a signal stopped it; a checkpoint is then
-    written."""
-    (rank, ranks), output, device = world(), Path(args.output), next(model.parameters()).device
+def rows_to_blame(pairs, hands: list, batches: list, seen: list) -> list[str]:
+    """Where the rows stand that have a reward which is not finite; all rows of the step if there is none (a gradient
+    can overflow behind finite rewards). Over all ranks: every rank has to ask."""
+    bad, every = [], []
+    for hand, batch, rewards in zip(hands, batches, seen):
+        finite, first = torch.isfinite(rewards).cpu().numpy(), 0
+        for r in hand if batch.rows else []:
+            behind = first + int(pairs.row_sequences[r + 1] - pairs.row_sequences[r])
+            every.append(pairs.tags[r]["where"])
+            bad += [] if finite[first:behind].all() else [every[-1]]
+            first = behind
+    of_rank = [(bad, every)]
+    if dist.is_initialized():
+        of_rank = [None] * world()[1]
+        dist.all_gather_object(of_rank, (bad, every))
+    bad, every = ([place for part in parts for place in part] for parts in zip(*of_rank))
+    return bad or every
+
+
+class Stopped(Exception):
+    """A signal asked to stop, and a checkpoint is written."""
+
+
+def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path | None) -> int:
+    """Train in place, log and save. Returns the steps done.
+
+    Raises: Stopped with the signal's number; DataError at a step that is not finite. Both after a checkpoint.
+    """
+    (rank, ranks), output, device = world(), Path(args.output), args.device
     per_epoch = math.ceil(pairs.rows / args.batch_size)
     total = args.max_steps or max(1, math.ceil(args.epochs * per_epoch))
     eval_steps = args.eval_steps or math.ceil(total / 3)
@@ -448,15 +559,27 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
         for later in (p for p in checkpoints(output) if rank == 0 and step_of(p) > start):
             say(f"{later} lies ahead of that and will be written anew")
             shutil.rmtree(later)
-    parallel = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if ranks > 1 else model
+    ddp = ranks > 1 and not args.shard
+    parallel = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if ddp else model
 
     def prepare(step):
         """The batches of a step, on the device; in a thread, so that they are ready when the step before is done."""
-        mine, n = step_batches(pairs, step, args.batch_size, args.gradient_accumulation_steps, rank, ranks, args.seed,
-                               args.tokens_per_batch, args.shared_prompts)
-        # An epoch's tail can be smaller than the ranks: one without pairs must join in, or the others wait forever.
-        idle, mine = not mine, mine or [np.array([0])]
-        return [collate(pairs, i, tokenizer.pad_id, args.shared_prompts).to(device) for i in mine], n, idle
+        hands, n = step_batches(pairs, step, args.batch_size, args.gradient_accumulation_steps, rank, ranks, args.seed,
+                                args.tokens_per_batch, args.shared_prompts)
+        batches = []
+        for hand in hands:
+            # An epoch's tail can be smaller than the ranks: one without rows must join in, or the others wait forever.
+            batch = collate(pairs, hand if len(hand) else [0], tokenizer.pad_id, args.shared_prompts)
+            batches.append(batch._replace(rows=len(hand)).to(device))
+        pairs.release()
+        return hands, batches, n
+
+    def save(done):
+        state = {"step": done, "since_log": since_log.tolist(), "data_fingerprint": pairs.fingerprint,
+                 "options": options_that_decide(args), "scaler": scaler.state_dict()}
+        save_checkpoint(output / f"checkpoint-{done}", model, tokenizer, optimizer, state, max_length)
+        if rank == 0:
+            drop_old_checkpoints(output, args.save_total_limit)
 
     with (stop_signals() as stop, metrics_log(output, start) as log, progress_bar(total, start) as bar,
           ThreadPoolExecutor(max_workers=1) as thread):
@@ -474,28 +597,43 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
                 group["lr"] = lr
 
             # micro-batches
-            batches, n, idle = upcoming.result()
+            hands, batches, n = upcoming.result()
             upcoming = thread.submit(prepare, step + 1) if step + 1 < total else None
-            sums = accumulate_gradients(parallel, batches, n, args, scaler, idle)
+            sums, seen = accumulate_gradients(parallel, batches, n, args, scaler)
 
-            # clip, step
+            # clip; sums of all ranks, and whether one of them got a signal
             scaler.unscale_(optimizer)
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            scaler.step(optimizer)
-            scaler.update()
+            grad_norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm))
+            sums = torch.cat([sums, sums.new_tensor([number in stop for number in STOPPING])])
+            if ranks > 1:
+                dist.all_reduce(sums)
+            *sums, grad_norm = torch.cat([sums, grad_norm.double()[None]]).tolist()
+            sums, stopping = sums[:6], [number for number, asked in zip(STOPPING, sums[6:]) if asked]
+
+            # step; a step that is not finite never reaches the weights
+            done, pairs_done = step + 1, pairs_done + n * len(pairs) / pairs.rows
+            if math.isfinite(sums[0]) and math.isfinite(grad_norm):
+                scaler.step(optimizer)
+                scaler.update()
+            elif math.isfinite(sums[0]) and args.fp16 and scaler.get_scale() > 1:
+                scaler.update(scaler.get_scale() / 2)  # float16 overflowed, which is what the scale is for
+            else:
+                what = f"loss is {sums[0] / n}" if not math.isfinite(sums[0]) else f"gradient's norm is {grad_norm}"
+                rows = rows_to_blame(pairs, hands, batches, seen)
+                message = f"step {done}: the {what}; rows: {few(rows)}"
+                if args.on_nan == "stop":
+                    if step > start:
+                        save(step)
+                    raise DataError(f"{message}. Try a lower --lr, or --bf16 instead of --fp16; or --on-nan skip"
+                                    + (f" with --resume, from step {step}" if step > start else ""))
+                say(f"{message}; skipped")
+                log({"step": done, "skipped": what, "rows": rows})
+                sums = [0.0] * 6
             optimizer.zero_grad(set_to_none=True)
 
             # log the mean over all pairs and ranks since the last line
-            done, pairs_done = step + 1, pairs_done + n * len(pairs) / pairs.rows
-            sums = torch.cat([sums, sums.new_tensor([bool(stop)])])  # ranks agree whether to stop
-            if ranks > 1:
-                dist.all_reduce(sums)
-            *sums, stopping = sums.tolist()
-            if not math.isfinite(sums[0]):
-                raise DataError(f"step {done}: the loss is {sums[0]}; try a lower --lr, or --bf16 instead of --fp16")
             since_log += sums
-            if done % args.logging_steps == 0 or done == total:
-                grad_norm = grad_norm.item()
+            if (done % args.logging_steps == 0 or done == total) and since_log[5]:
                 means = dict(zip(LOGGED, (since_log / since_log[5]).tolist()))
                 elapsed = time.perf_counter() - began
                 log({"step": done, "epoch": done / per_epoch, **means, "lr": lr,
@@ -510,16 +648,14 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
 
             # save
             if stopping or (done % args.save_steps == 0 and done < total):
-                if rank == 0:
-                    state = {"step": done, "since_log": since_log.tolist(), "data_fingerprint": fingerprint(pairs),
-                             "options": options_that_decide(args), "scaler": scaler.state_dict()}
-                    save_checkpoint(output / f"checkpoint-{done}", model, tokenizer, optimizer, state, max_length)
-                    drop_old_checkpoints(output, args.save_total_limit)
-                if ranks > 1:
-                    dist.barrier()
+                save(done)
             if stopping:
-                return None
+                raise Stopped(stopping[0])
     return total
+
+
+def few(places: list[str]) -> str:
+    return ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
 
 
 def not_compiled(args):
@@ -549,16 +685,16 @@ def headline(result: dict) -> str:
 
 @contextlib.contextmanager
 def stop_signals():
-    """A list that is empty until Ctrl-C (or a cluster's SIGTERM), which asks to stop after the step; another one, two
-    seconds later or more, stops at once. (torchrun passes on the Ctrl-C that the terminal has sent already.)"""
-    received: list[float] = []
+    """The signals received so far: Ctrl-C or a cluster's SIGTERM asks to stop after the step; another one, two seconds
+    later or more, stops at once. (torchrun passes on the Ctrl-C that the terminal has sent already.)"""
+    received: dict[int, float] = {}
 
     def on_signal(number, frame):
-        if received and time.monotonic() - received[0] > 2:
+        if received and time.monotonic() - min(received.values()) > 2:
             raise KeyboardInterrupt
-        received.append(time.monotonic())
+        received.setdefault(number, time.monotonic())
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, on_signal) for number in STOPPING}
     try:
         yield received
     finally:
@@ -580,7 +716,7 @@ def metrics_log(output: Path, start: int):
         records = [json.loads(line) for line in lines]
     except ValueError as e:
         raise DataError(f"{path}: not JSON lines ({e})") from None
-    kept = [line for line, r in zip(lines, records) if r["step"] < start or (r["step"] == start and "loss" in r)]
+    kept = [line for line, r in zip(lines, records) if r["step"] < start or (r["step"] == start and "eval_loss" not in r)]
     with replacing(path) as file:
         file.write("".join(kept))
     with open(path, "a", encoding="utf-8") as file:
@@ -630,16 +766,12 @@ def run(args) -> int:
     pairs, held_out = parts
     if resume:
         check_same_run(resume, args, pairs)
-    model.to(args.device)
     size = sum(p.numel() for p in model.parameters())
-    used = torch.from_numpy(np.unique(pairs.ids)).long().to(args.device)
-    model.model.embed_tokens = RowsInUse(model.model.embed_tokens, used)
-    model.model.recompute = args.gradient_checkpointing
-    if args.compile:
-        compile_or_say(model)
+    to_the_machine(model, args, pairs.ids)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     head = "continued from a checkpoint" if resume else model.head_origin
-    say(f"model: {size:,} parameters, vocabulary {model.config.vocab_size:,}, value head {head}; "
-        f"reward read at {tokenizer.end_token!r}")
+    say(f"model: {size:,} parameters, {trained:,} of them trained, vocabulary {model.config.vocab_size:,}, value head "
+        f"{head}; reward read at {tokenizer.end_token!r}")
 
     # run folder
     if world()[0] == 0:
@@ -648,8 +780,10 @@ def run(args) -> int:
             (output / "report.json").unlink(missing_ok=True)  # it says that a run is finished
         else:
             open_run_folder(output)
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        options = vars(args) | {"device": str(args.device), "versions": versions, "audit": audits}
+        versions = {name: importlib.metadata.version(name) for name in ("numpy", "safetensors", "tokenizers")}
+        versions |= {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
+        options = vars(args) | {"device": str(args.device), "processes": world()[1], "versions": versions,
+                                "data_fingerprint": pairs.fingerprint, "audit": audits}
         with replacing(output / "options.json") as file:
             file.write(json.dumps(options, indent=2) + "\n")
         if args.eval_data is None:
@@ -660,9 +794,6 @@ def run(args) -> int:
 
     # train, save, evaluate
     steps = train(args, model, tokenizer, pairs, held_out, max_length, resume)
-    if steps is None:
-        say(f"stopped; the same command with --resume goes on from the checkpoint in {output}")
-        return 130
     result = keep_results(args, model, tokenizer, held_out, steps, max_length)
     say(f"\n{describe(result)}\n")
     if args.data is None:
@@ -678,10 +809,12 @@ def run(args) -> int:
 
 def keep_results(args, model, tokenizer, held_out, steps: int, max_length: int) -> dict:
     """The trained model into the run folder, then its report, which is returned."""
-    output = Path(args.output)
-    if world()[0] == 0:
+    output, bias = Path(args.output), whole(model.score.bias.detach()).item()
+    if world()[0] > 0:
+        join_in(model)
+    else:
         write_folder(output, lambda folder: save_model(folder, model, tokenizer, max_length, args.save_format))
-        if (bias := model.score.bias.item()) and args.save_format == "transformers":
+        if bias and args.save_format == "transformers":
             say(f"note: the head has a bias of {bias:+.4f}, kept as score.bias; transformers and others have no such "
                 f"tensor and give every reward without it, {bias:+.4f} away from ours")
     result = evaluate(model, held_out, args)
@@ -719,31 +852,59 @@ def summarise_toy(model, tokenizer, result: dict, output: Path) -> None:
     say("")
 
 
+def start_processes(args) -> None:
+    """The process group: torchrun's, or with --shard alone one of this process."""
+    nccl = args.device.type == "cuda"
+    if world()[1] > 1 and nccl:
+        args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if nccl:
+        torch.cuda.set_device(args.device)
+    try:
+        alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group("nccl" if nccl else "gloo", **alone)
+    except ValueError as e:
+        raise DataError(f"WORLD_SIZE is {world()[1]}, but not by torchrun ({e})") from None
+
+
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, 2 for a mistake in what was given, 130 when stopped by a signal."""
+    """The command line; returns the exit status: 0; 1 where another process is gone; 2 for a mistake in what was given,
+    a full disk, or a step that is not finite; 130 when stopped by Ctrl-C, 143 by SIGTERM, both with a checkpoint."""
     args = parse_options(argv)
     speak_utf8()
-    distributed = world()[1] > 1
     try:
         args.device = pick_device(args.device)
-        if distributed:
-            if args.device.type == "cuda":
-                args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-                torch.cuda.set_device(args.device)
-            try:
-                dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
-            except ValueError as e:
-                raise DataError(f"WORLD_SIZE is {world()[1]}, but not by torchrun ({e})") from None
+        if args.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+            torch.use_deterministic_algorithms(True)
+        if world()[1] > 1 or args.shard:
+            start_processes(args)
         return run(args)
+    except Stopped as e:
+        say(f"stopped; the same command with --resume goes on from the checkpoint in {args.output}")
+        return 128 + e.args[0]
     except (DataError, CheckpointError, SafetensorError, OSError) as e:
-        print(f"train_rm.py: {e}", file=sys.stderr)
-        return 2
+        return complain(e, 2)
+    except torch.OutOfMemoryError as e:
+        return complain(f"out of memory ({str(e).splitlines()[0]}); docs/scaling.md says what to try, in order", 2)
+    except RuntimeError as e:
+        if world()[1] == 1 or not re.search("gloo|nccl|connection|socket|peer", str(e), re.I):
+            raise
+        return complain(f"process {world()[0]} of {world()[1]} lost another one, whose own message says why; --resume "
+                        f"goes on from the last checkpoint ({str(e).splitlines()[0]})", 1)
     except KeyboardInterrupt:
-        print("train_rm.py: interrupted", file=sys.stderr)
-        return 130
+        return complain("interrupted", 130)
     finally:
-        if distributed and dist.is_initialized():
+        if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def complain(what, status: int) -> int:
+    """One line for whoever started this. A mistake that all processes meet is said by the first; the others wait for
+    torchrun to end them, and speak only where it does not."""
+    if world()[0] > 0:
+        time.sleep(3)
+    print(f"train_rm.py: {what}", file=sys.stderr, flush=True)
+    return status
 
 
 if __name__ == "__main__":

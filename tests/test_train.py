@@ -71,7 +71,7 @@ def gradients(model, pairs, args, step):
     runs, n = step_batches(pairs, step, args.batch_size, args.gradient_accumulation_steps, seed=args.seed)
     model.zero_grad()
     batches = [collate(pairs, run, 0, args.shared_prompts) for run in runs]
-    sums = train_rm.accumulate_gradients(model, batches, n, args, scaler)
+    sums, _ = train_rm.accumulate_gradients(model, batches, n, args, scaler)
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, sums
 
 
