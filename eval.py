@@ -69,6 +69,7 @@ def score_groups(
     """The same rewards for sequences in groups that begin alike (responses to one prompt), in the order given: (n,).
 
     In the shared-prompt form (data.pack), so that the prompt is computed once for all its responses, and no padding.
+    A sharded model is put together in every forward pass, so all ranks make as many as the one with the most work.
     """
     device, rewards, trees = next(model.parameters()).device, [np.zeros(0, dtype=np.float32)], []
     for group in groups:
@@ -76,10 +77,15 @@ def score_groups(
         for tree in _cut(group, tokens_per_batch - shared, lambda s: len(s) - shared):
             trees.append((tree, shared + sum(len(s) - shared for s in tree)))
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        for batch in _cut(trees, tokens_per_batch, lambda tree_and_tokens: tree_and_tokens[1]):
+        batches, idle = list(_cut(trees, tokens_per_batch, lambda tree_and_tokens: tree_and_tokens[1])), 0
+        if hasattr(model.score.weight, "device_mesh"):
+            most = torch.tensor(len(batches), device=device)
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+            idle = int(most) - len(batches)
+        for batch in batches + idle * [[([np.array([0])], 1)]]:
             input_ids, packed = pack([tree for tree, _ in batch])
             rewards.append(model(input_ids.to(device), None, packed.to(device)).cpu().numpy())
-    return np.concatenate(rewards)
+    return np.concatenate(rewards[: len(rewards) - idle])
 
 
 def _cut(items: Iterable, limit: int, cost) -> Iterator[list]:

@@ -394,7 +394,8 @@ def place(parameter: Tensor, value: Tensor) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor put together again from the shards of all ranks, which all have to ask for it; others as they are."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    # A copy, because it may be part of a longer, padded piece of memory, which cannot be saved.
+    return tensor.full_tensor().clone() if hasattr(tensor, "full_tensor") else tensor
 
 
 # ---------------------------------------------------------------- the reward model

@@ -246,11 +246,16 @@ def to_the_machine(model: RewardModel, args, ids: np.ndarray) -> None:
     if not opened:
         model.to(args.device)
     if args.shard:
-        model.shard(dist.init_device_mesh(args.device.type, (world()[1],)), autocast_dtype(args))
+        model.shard(mesh(args), autocast_dtype(args))
     if opened:
         model.load(args.device)
     if args.compile:
         compile_or_say(model)
+
+
+def mesh(args):
+    """All processes, as FSDP2 wants them."""
+    return dist.init_device_mesh(args.device.type, (world()[1],))
 
 
 def compile_or_say(model: RewardModel) -> None:
@@ -794,7 +799,12 @@ def run(args) -> int:
 
     # train, save, evaluate
     steps = train(args, model, tokenizer, pairs, held_out, max_length, resume)
-    result = keep_results(args, model, tokenizer, held_out, steps, max_length)
+    keep_model(args, model, tokenizer, max_length)
+    if args.shard and autocast_dtype(args):  # its layers are put together in half precision; a report is in float32
+        model = RewardModel.open(output)
+        model.shard(mesh(args))
+        model.load(args.device)
+    result = keep_report(args, model, held_out, steps)
     say(f"\n{describe(result)}\n")
     if args.data is None:
         with not_compiled(args):
@@ -807,16 +817,23 @@ def run(args) -> int:
     return 0
 
 
-def keep_results(args, model, tokenizer, held_out, steps: int, max_length: int) -> dict:
-    """The trained model into the run folder, then its report, which is returned."""
-    output, bias = Path(args.output), whole(model.score.bias.detach()).item()
+def keep_model(args, model, tokenizer, max_length: int) -> None:
+    """The trained model into the run folder."""
+    bias = whole(model.score.bias.detach()).item()
     if world()[0] > 0:
         join_in(model)
     else:
-        write_folder(output, lambda folder: save_model(folder, model, tokenizer, max_length, args.save_format))
+        write_folder(Path(args.output), lambda into: save_model(into, model, tokenizer, max_length, args.save_format))
         if bias and args.save_format == "transformers":
             say(f"note: the head has a bias of {bias:+.4f}, kept as score.bias; transformers and others have no such "
                 f"tensor and give every reward without it, {bias:+.4f} away from ours")
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def keep_report(args, model, held_out, steps: int) -> dict:
+    """The trained model's report into the run folder; it is returned."""
+    output = Path(args.output)
     result = evaluate(model, held_out, args)
     if world()[0] == 0:
         with open(output / "metrics.jsonl", "a", encoding="utf-8") as file:
