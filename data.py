@@ -18,30 +18,36 @@ them that are not tied, each of weight 1 / number of pairs, so that a prompt cou
 Shapes: R rows   n pairs in them   S sequences (of chosen and rejected alone: n = R, S = 2R)   T tokens
         B pairs and N sequences in a batch
 """
+import array
 import contextlib
 import dataclasses
 import datetime
 import functools
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import math
+import mmap
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterable, Iterator, NamedTuple
+from typing import Callable, Iterable, Iterator, NamedTuple
 
 import numpy as np
 import tokenizers
 import torch
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
 Messages = list[dict]  # [{"role": "user", "content": "…"}, …]
 
@@ -70,9 +76,9 @@ class Preference:
         indices = range(len(self.scores))
         return [(i, j) for i in indices for j in indices if self.scores[i] > self.scores[j]]
 
-    def key(self) -> str:
-        """What must not stand on both sides of a split: the prompt, or without one the texts themselves."""
-        return json.dumps(self.prompt or sorted(map(_text, self.responses)))
+    def key(self) -> int:
+        """64 bits of what must not stand on both sides of a split: the prompt, or without one the texts themselves."""
+        return _bits(json.dumps(self.prompt or sorted(map(_text, self.responses))))
 
     def to_row(self) -> dict:
         """A row that parse_preference reads back as this."""
@@ -123,9 +129,9 @@ def model_folder(name: str, revision: str | None = None) -> Path:
     return fetch(name, MODEL_FILES, revision=revision)
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """Yield ("file:row", object) from .jsonl or .json, gzipped or not; from all such files of a folder; from a data set
-    on the hub as hub:owner/name/file or hub:owner/name@revision/file."""
+def data_files(path: str | Path) -> list[Path]:
+    """The files meant by a path: itself; all .jsonl or .json, gzipped or not, of a folder; those of a data set on the
+    hub, as hub:owner/name/file or hub:owner/name@revision/file."""
     if str(path).startswith("hub:"):
         parts = re.fullmatch(r"hub:([^/]+/[^/@]+)(?:@([^/]+))?/(.+)", str(path))
         if not parts or ".." in parts[3].split("/"):
@@ -138,15 +144,19 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
     path = Path(path)
     if path.suffix == ".parquet":
         raise DataError(f"{path}: parquet is not read; convert it: datasets.load_dataset(…).to_json('pairs.jsonl')")
-    if path.is_dir():
-        files = sorted(f for f in path.iterdir() if re.search(r"\.jsonl?(\.gz)?$", f.name))
-        if not files:
-            raise DataError(f"{path}: no .json, .jsonl, .json.gz or .jsonl.gz in this folder")
-        for file in files:
-            yield from read_rows(file)
-        return
-    with text_lines(path) as lines:
-        yield from parse_lines(lines, str(path))
+    if not path.is_dir():
+        return [path]
+    files = sorted(f for f in path.iterdir() if re.search(r"\.jsonl?(\.gz)?$", f.name))
+    if not files:
+        raise DataError(f"{path}: no .json, .jsonl, .json.gz or .jsonl.gz in this folder")
+    return files
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
+    """Yield ("file:row", object) of all data_files of a path."""
+    for file in data_files(path):
+        with text_lines(file) as lines:
+            yield from parse_lines(lines, str(file))
 
 
 @contextlib.contextmanager
@@ -192,21 +202,47 @@ def parse_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, dict]]:
         raise DataError(f"{name}:{number}: not JSON that can be read ({e})") from None
 
 
-def read_preferences(path: str | Path, skip_bad_rows: bool = False) -> tuple[list[Preference], int]:
-    """All pairs of a file or folder, and how many rows were not pairs.
+class Preferences:
+    """The preferences of some rows. They are read anew whenever somebody goes through them, so that memory does not
+    grow with the files; `malformed` is then the number of rows that were none.
 
     Raises: DataError at the first such row, unless skip_bad_rows. Broken JSON always stops: what follows it is anyone's
             guess.
     """
-    preferences, malformed = [], 0
-    for where, row in read_rows(path):
-        try:
-            preferences.append(parse_preference(row, where))
-        except DataError:
-            if not skip_bad_rows:
-                raise
-            malformed += 1
-    return preferences, malformed
+
+    def __init__(self, paths: list, skip_bad_rows: bool = False):
+        self.paths, self.skip_bad_rows, self.malformed = paths, skip_bad_rows, 0
+
+    def __iter__(self) -> Iterator[Preference]:
+        self.malformed = 0
+        for where, row in itertools.chain.from_iterable(map(read_rows, self.paths)):
+            try:
+                yield parse_preference(row, where)
+            except DataError:
+                if not self.skip_bad_rows:
+                    raise
+                self.malformed += 1
+
+
+class Side(Preferences):
+    """Those of some preferences whose prompt is among the keys, or is not."""
+
+    def __init__(self, preferences: Iterable[Preference], keys: Callable[[], set[int]], inside: bool):
+        self.preferences, self.keys, self.inside, self.malformed = preferences, keys, inside, 0
+
+    def __iter__(self) -> Iterator[Preference]:
+        keys = self.keys()
+        for p in self.preferences:
+            if (p.key() in keys) == self.inside:
+                yield p
+        if not self.inside:  # what is no preference belongs to no side; it is counted once
+            self.malformed = getattr(self.preferences, "malformed", 0)
+
+
+def read_preferences(path: str | Path, skip_bad_rows: bool = False) -> tuple[list[Preference], int]:
+    """All preferences of a file or folder at once, and how many rows were none."""
+    preferences = Preferences([path], skip_bad_rows)
+    return list(preferences), preferences.malformed
 
 
 def parse_preference(row: dict, where: str = "row") -> Preference:
@@ -341,20 +377,28 @@ def _text(messages: Messages) -> str:
     return "\n".join(m["content"] for m in messages)
 
 
-def split_by_prompt(
-    preferences: list[Preference], eval_fraction: float, seed: int
-) -> tuple[list[Preference], list[Preference]]:
+def _bits(text: str) -> int:
+    """64 bits that stand for a text: a million of them fit into memory, and two texts share theirs by no chance that
+    matters."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def split_by_prompt(preferences: Iterable[Preference], eval_fraction: float, seed: int) -> tuple[Side, Side]:
     """Train and held-out pairs with no prompt in both: on prompts it trained on, a model looks better than it is.
 
-    Raises: DataError where there are too few prompts for two sides.
+    Which is which is found out when somebody goes through one of them; then, raises: DataError where there are too few
+    prompts for two sides.
     """
-    keys = sorted({p.key() for p in preferences})
-    random.Random(seed).shuffle(keys)
-    held_out = set(keys[: max(1, round(len(keys) * eval_fraction))])
-    if len(held_out) >= len(keys):
-        raise DataError(f"{len(keys)} different prompts are too few to hold some out; give --eval-data")
-    train = [p for p in preferences if p.key() not in held_out]
-    return train, [p for p in preferences if p.key() in held_out]
+
+    @functools.cache
+    def held_out() -> set[int]:
+        keys = sorted({p.key() for p in preferences})
+        random.Random(seed).shuffle(keys)
+        if len(keys) <= (n := max(1, round(len(keys) * eval_fraction))):
+            raise DataError(f"{len(keys)} different prompts are too few to hold some out; give --eval-data")
+        return set(keys[:n])
+
+    return Side(preferences, held_out, False), Side(preferences, held_out, True)
 
 
 # ---------------------------------------------------------------- rendering and encoding
@@ -664,9 +708,10 @@ class Pairs:
     rejected: np.ndarray  # (n,) and the worse one
     prompt_tokens: np.ndarray  # (R,) how many leading tokens all sequences of a row share as prompt
     margin: np.ndarray  # (n,) float32, nats
-    prompt_group: np.ndarray  # (n,) equal numbers: same prompt
+    prompt_key: np.ndarray  # (R,) uint64, equal numbers: same prompt
     true_rewards: np.ndarray | None = None  # (S,) where all rows have them
-    tags: list[dict] | None = None  # (R,) id, source, subset where a row has them, and "where" it stands
+    tag_text: bytes = b""  # JSON lines: of each row id, source, subset where it has them, and "where" it stands
+    tag_offsets: np.ndarray | None = None  # (R+1,) row r's is tag_text[tag_offsets[r]:tag_offsets[r+1]]
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -674,6 +719,18 @@ class Pairs:
     @property
     def rows(self) -> int:
         return len(self.prompt_tokens)
+
+    @functools.cached_property
+    def prompt_group(self) -> np.ndarray:
+        """(n,) equal numbers: same prompt; numbered as they come."""
+        _, first, group = np.unique(self.prompt_key, return_index=True, return_inverse=True)
+        return np.repeat(np.argsort(np.argsort(first))[group], np.diff(self.row_pairs))
+
+    def tags(self, r: int) -> dict:
+        """What is known of row r: id, source, subset, and where it stands."""
+        if self.tag_offsets is None:
+            return {}
+        return json.loads(bytes(self.tag_text[self.tag_offsets[r] : self.tag_offsets[r + 1]]))
 
     @property
     def gold(self) -> np.ndarray | None:
@@ -696,12 +753,46 @@ class Pairs:
         """Equal for equal data, tokens and all."""
         digest = hashlib.sha256()
         for array in (self.ids, self.offsets, self.chosen, self.rejected, self.margin):
-            for start in range(0, len(array), 2**20):
-                digest.update(array[start : start + 2**20].tobytes())
+            for part in self.parts(array):
+                digest.update(part.tobytes())
         return digest.hexdigest()
 
+    @functools.cached_property
+    def used_ids(self) -> np.ndarray:
+        """The token ids that occur, in order."""
+        used = np.zeros(1 + max((int(part.max()) for part in self.parts(self.ids)), default=-1), dtype=bool)
+        for part in self.parts(self.ids):
+            used[part] = True
+        return np.flatnonzero(used)
+
+    def parts(self, array: np.ndarray) -> Iterator[np.ndarray]:
+        """An array in pieces, so that one that lies in a file is never in memory as a whole."""
+        for start in range(0, len(array), 2**20):
+            yield array[start : start + 2**20]
+            self.release()
+
     def release(self) -> None:
-        pass
+        """Let go of the file's pages that were read. They stay in the system's cache as long as there is room, but do
+        not count as this process's memory."""
+        if isinstance(self.tag_text, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self.ids.base.obj.madvise(mmap.MADV_DONTNEED)
+            self.tag_text.madvise(mmap.MADV_DONTNEED)
+
+    def save(self, folder: Path) -> None:
+        """The arrays, beside ids.bin and tags.jsonl, which encode_preferences has written."""
+        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        arrays |= {"used_ids": self.used_ids}
+        kept = {name: a for name, a in arrays.items() if a is not None and name not in ("ids", "tag_text")}
+        save_file(kept, folder / "arrays.safetensors")
+
+    @classmethod
+    def open(cls, folder: Path) -> "Pairs":
+        """What encode_preferences left in a folder; token ids and tags stay in their files."""
+        arrays = load_file(folder / "arrays.safetensors")
+        used_ids = arrays.pop("used_ids")
+        pairs = cls(np.frombuffer(_mapped(folder / "ids.bin"), np.int32), tag_text=_mapped(folder / "tags.jsonl"), **arrays)
+        pairs.used_ids = used_ids
+        return pairs
 
     def row_of_pair(self) -> np.ndarray:
         """(n,) the row each pair is of."""
@@ -713,16 +804,16 @@ class Pairs:
 
 
 def encode_preferences(
-    preferences: list[Preference], tokenizer: Tokenizer, max_length: int, drop_long: bool = False,
-    malformed: int = 0, skip_bad_rows: bool = False,
+    preferences: Iterable[Preference], tokenizer: Tokenizer, max_length: int, drop_long: bool = False,
+    skip_bad_rows: bool = False, folder: Path | None = None,
 ) -> tuple[Pairs, dict]:
     """Preferences -> Pairs and the audit: what was read, kept, left out and why, and what the labels look like.
 
-    `malformed` rows were already left out in reading. Raises: DataError naming a row the chat template refuses, unless
-    skip_bad_rows.
+    One after the other, so that memory grows by some 150 bytes a row and, unless a folder is given to keep them in, 4
+    a token. Raises: DataError naming a row the chat template refuses, unless skip_bad_rows.
     """
     reasons = ("malformed", "all tied", "refused by the template", "empty side", "identical sides", "too long")
-    left_out = dict.fromkeys(reasons, 0) | {"malformed": malformed}
+    left_out = dict.fromkeys(reasons, 0)
 
     def render(preferences):
         """Those that compare something and are taken by the template: (preference, texts, prompt characters)."""
@@ -744,73 +835,153 @@ def encode_preferences(
         """Blocks of rendered rows and their encodings; a thread encodes one block while the next is rendered."""
         with ThreadPoolExecutor(max_workers=1) as thread:
             rendered, waiting = render(preferences), []
-            while block := list(itertools.islice(rendered, 1024)):
+            while block := list(itertools.islice(rendered, 256)):
                 texts = [text for _, texts, _ in block for text in texts]
                 waiting.append((block, thread.submit(tokenizer.encode, texts)))
                 if len(waiting) > 1:
                     yield waiting.pop(0)
             yield from waiting
 
-    sequences, prompt_tokens, kept, truncated = [], [], [], 0
-    for block, encodings in encode_ahead():
-        encoded = iter(encodings.result())
-        for p, texts, prompt_chars in block:
-            ids, shared = tokenizer.split_prompt(list(itertools.islice(encoded, len(texts))), prompt_chars)
-            too_long = max(map(len, ids)) > max_length
-            fitted = None if too_long and drop_long else tokenizer.truncate(ids, shared, max_length)
-            if any(np.array_equal(ids[i], ids[j]) for i, j in p.pairs()):
-                left_out["identical sides"] += 1
-            elif fitted is None:
-                left_out["too long"] += 1
-            else:
+    columns = {name: array.array(kind, [0] if "offsets" in name or name.startswith("row_") else [])
+               for name, kind in COLUMNS.items()}
+    texts_seen, gold, truncated = array.array("Q"), array.array("d"), 0  # gold: (S,) where all rows have it
+    bar = tqdm(desc="tokenizing", unit=" rows", delay=3, leave=False, disable=not sys.stderr.isatty())
+    with _output(folder, "ids.bin") as ids_file, _output(folder, "tags.jsonl") as tags_file, bar:
+        for block, encodings in encode_ahead():
+            encoded = iter(encodings.result())
+            for p, texts, prompt_chars in block:
+                ids, shared = tokenizer.split_prompt(list(itertools.islice(encoded, len(texts))), prompt_chars)
+                too_long = max(map(len, ids)) > max_length
+                fitted = None if too_long and drop_long else tokenizer.truncate(ids, shared, max_length)
+                if any(np.array_equal(ids[i], ids[j]) for i, j in p.pairs()):
+                    left_out["identical sides"] += 1
+                    continue
+                if fitted is None:
+                    left_out["too long"] += 1
+                    continue
                 truncated += too_long
-                sequences += fitted[0]
-                prompt_tokens.append(fitted[1])
-                kept.append(p)
+                first, key, tags = columns["row_sequences"][-1], json.dumps(p.prompt), {"where": p.where} | p.tags
+                for sequence, response in zip(fitted[0], p.responses):
+                    ids_file.write(sequence.tobytes())
+                    columns["offsets"].append(columns["offsets"][-1] + len(sequence))
+                    texts_seen.append(_bits(key + _text(response)))
+                for i, j in p.pairs():
+                    columns["chosen"].append(first + i)
+                    columns["rejected"].append(first + j)
+                    columns["margin"].append(p.margin)
+                gold.extend(p.gold or ())
+                written = tags_file.write((json.dumps(tags, ensure_ascii=False) + "\n").encode())
+                columns["row_sequences"].append(first + len(p.responses))
+                columns["row_pairs"].append(len(columns["chosen"]))
+                columns["prompt_tokens"].append(fitted[1])
+                columns["prompt_key"].append(p.key())
+                columns["tag_offsets"].append(columns["tag_offsets"][-1] + written)
+            bar.update(len(block))
+        in_memory = [] if folder else [ids_file.getbuffer(), tags_file.getbuffer()]
+    ids, tag_text = in_memory or [_mapped(folder / "ids.bin"), _mapped(folder / "tags.jsonl")]
+    true_rewards = np.array(gold) if len(gold) == len(texts_seen) > 0 else None
+    columns = {name: np.array(column) for name, column in columns.items()}
+    pairs = Pairs(np.frombuffer(ids, np.int32), tag_text=tag_text, true_rewards=true_rewards, **columns)
+    if folder:
+        pairs.save(folder)
+    left_out["malformed"] = getattr(preferences, "malformed", 0)
+    return pairs, audit_of(pairs, np.array(texts_seen), left_out, truncated)
 
-    groups: dict[str, int] = {}
-    row_pairs, first = [p.pairs() for p in kept], np.cumsum([0, *(len(p.responses) for p in kept)], dtype=np.int64)
-    pairs_of_row = list(map(len, row_pairs))
-    both = np.array([pair for pairs in row_pairs for pair in pairs], dtype=np.int64).reshape(-1, 2)  # within the row
-    both += np.repeat(first[:-1], pairs_of_row)[:, None]
-    pairs = Pairs(
-        ids=np.concatenate(sequences) if kept else np.zeros(0, np.int32),
-        offsets=np.cumsum([0, *map(len, sequences)], dtype=np.int64),
-        row_sequences=first,
-        row_pairs=np.cumsum([0, *pairs_of_row], dtype=np.int64),
-        chosen=both[:, 0],
-        rejected=both[:, 1],
-        prompt_tokens=np.array(prompt_tokens, dtype=np.int64),
-        margin=np.repeat(np.array([p.margin for p in kept], dtype=np.float32), pairs_of_row),
-        prompt_group=np.repeat([groups.setdefault(p.key(), len(groups)) for p in kept], pairs_of_row).astype(np.int64),
-        true_rewards=np.array([r for p in kept for r in p.gold]) if kept and all(p.gold for p in kept) else None,
-        tags=[{"where": p.where} | p.tags for p in kept],
-    )
-    return pairs, audit_of(pairs, kept, left_out, truncated)
+
+# How the arrays of Pairs grow: as 64-bit integers, but for float32 margins and unsigned keys.
+COLUMNS = dict.fromkeys(("offsets", "row_sequences", "row_pairs", "chosen", "rejected", "prompt_tokens", "tag_offsets"), "q")
+COLUMNS |= {"margin": "f", "prompt_key": "Q"}
 
 
-def audit_of(pairs: Pairs, kept: list[Preference], left_out: dict[str, int], truncated: int) -> dict:
-    """What the kept rows look like, beside what was left out."""
-    seen: dict[tuple, int] = {}
-    for p in kept:
-        key, texts = p.key(), list(map(_text, p.responses))
-        for i, j in p.pairs():
-            sides = (key, texts[i], texts[j])
-            seen[sides] = seen.get(sides, 0) + 1
+@contextlib.contextmanager
+def _output(folder: Path | None, name: str):
+    """A new file in the folder, or memory."""
+    if folder is None:
+        yield io.BytesIO()
+    else:
+        with open(folder / name, "wb") as file:
+            yield file
+
+
+def _mapped(path: Path):
+    """A file as bytes that are read when they are asked for."""
+    with open(path, "rb") as file:  # an empty one cannot be mapped
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+
+
+def cached_preferences(folder: Path, *args, **options) -> tuple[Pairs, dict]:
+    """encode_preferences, once for all processes and runs: what it makes is kept in this folder. The process that
+    comes first does it and the others wait; if it dies, the next one does."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        with contextlib.suppress(ImportError):  # on Windows nobody waits, and each does it
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed, or the process gone
+        if not folder.exists():
+
+            def write(temporary: Path):
+                pairs, audit = encode_preferences(*args, folder=temporary, **options)
+                about = {"audit": audit, "fingerprint": pairs.fingerprint}
+                (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
+
+            write_folder(folder, write)
+    about, pairs = json.loads((folder / "about.json").read_text("utf-8")), Pairs.open(folder)
+    pairs.fingerprint = about["fingerprint"]
+    return pairs, about["audit"]
+
+
+def write_folder(folder: Path, write) -> None:
+    """Call write(temporary folder), sync what it wrote, give it its name: complete or not there at all.
+
+    Into a folder that exists the files move one by one in the order of their names, so model.safetensors comes behind
+    the config it needs.
+    """
+    temporary = folder / "tmp" if folder.exists() else folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        write(temporary)
+    except BaseException:  # a full disk, say: what was there before stays, and half a folder helps nobody
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in temporary.iterdir():
+        file.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
+        with open(file, "rb") as f:
+            os.fsync(f.fileno())
+    if folder.exists():
+        for file in sorted(temporary.iterdir()):
+            os.replace(file, folder / file.name)
+        temporary.rmdir()
+    else:
+        os.rename(temporary, folder)
+    handle = os.open(folder.parent, os.O_RDONLY)  # the new name too
+    os.fsync(handle)
+    os.close(handle)
+
+
+def audit_of(pairs: Pairs, texts: np.ndarray, left_out: dict[str, int], truncated: int) -> dict:
+    """What the kept rows look like, beside what was left out.  texts: (S,) 64 bits of prompt and response."""
+    sides = np.ascontiguousarray(pairs.of_pairs(texts))  # (n, 2)
+    both = np.dtype([("winner", np.uint64), ("loser", np.uint64)])
+    different = np.unique(sides.view(both))
+    reversed_ones = np.ascontiguousarray(different.view(np.uint64).reshape(-1, 2)[:, ::-1]).view(both)
     lengths = pairs.lengths()
     longer = np.sign(lengths[:, 0] - lengths[:, 1])
-    tokens = {f"p{q}": int(np.percentile(lengths.max(1), q)) for q in (50, 90, 99, 100)} if kept else {}
+    tokens = {f"p{q}": int(np.percentile(lengths.max(1), q)) for q in (50, 90, 99, 100)} if pairs.rows else {}
     return {
-        "read": len(kept) + sum(left_out.values()),
-        "kept": len(kept),
+        "read": pairs.rows + sum(left_out.values()),
+        "kept": pairs.rows,
         "left_out": left_out,
         "pairs": len(pairs),
-        "prompts": len(np.unique(pairs.prompt_group)),
-        "duplicates": sum(count - 1 for count in seen.values()),
-        "contradictions": sum((key, loser, winner) in seen for key, winner, loser in seen) // 2,
+        "prompts": len(np.unique(pairs.prompt_key)),
+        "duplicates": len(pairs) - len(different),
+        "contradictions": int(np.isin(reversed_ones, different).sum()) // 2,
         "prompt_truncated": truncated,
         "longest_side_tokens": tokens,
-        "longer_wins": float((longer > 0).mean() + (longer == 0).mean() / 2) if kept else None,
+        "longer_wins": float((longer > 0).mean() + (longer == 0).mean() / 2) if pairs.rows else None,
     }
 
 

@@ -33,8 +33,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from data import DataError, Pairs, Tokenizer, common_prefix, describe_audit, encode_preferences, pack, pad_right
-from data import model_folder, parse_lines, read_preferences, read_rows, text_lines, to_messages
+from data import DataError, Pairs, Preferences, Tokenizer, common_prefix, describe_audit, encode_preferences
+from data import model_folder, pack, pad_right, parse_lines, read_rows, text_lines, to_messages
 from loss import bradley_terry_loss, pairwise_accuracy
 from model import CheckpointError, RewardModel
 
@@ -252,7 +252,7 @@ def report(rewards: np.ndarray, pairs: Pairs) -> dict:
     wins = best_wins(gaps, pairs)
     result["rows_with_a_best"], result["best_wins"] = int((~np.isnan(wins)).sum()), _mean(wins)
     for tag in ("source", "subset"):
-        of_row = np.array([str(tags.get(tag, "")) for tags in pairs.tags or [{}] * pairs.rows])
+        of_row = np.array([str(tags.get(tag, "")) for tags in map(pairs.tags, range(pairs.rows))])
         of_pair = of_row[pairs.row_of_pair()]
         if names := sorted(set(of_row) - {""}):  # rows without one belong to no part
             result[f"by_{tag}"] = {
@@ -337,7 +337,7 @@ def worst_mistakes(rewards: np.ndarray, pairs: Pairs, tokenizer: Tokenizer, n: i
     gaps, rows = rewards[:, 0] - rewards[:, 1], pairs.row_of_pair()
     worst = [i for i in np.argsort(gaps, kind="stable")[:n] if gaps[i] < 0]
     text = lambda ids: tokenizer.backend.decode(ids.tolist())
-    return [{"where": pairs.tags[rows[i]]["where"], "margin": float(gaps[i]),
+    return [{"where": pairs.tags(rows[i])["where"], "margin": float(gaps[i]),
              "prompt": text(pairs.sequence(pairs.chosen[i])[: pairs.prompt_tokens[rows[i]]]),
              **{side: text(pairs.sequence(s)[pairs.prompt_tokens[rows[i]] :])
                 for side, s in (("chosen", pairs.chosen[i]), ("rejected", pairs.rejected[i]))}} for i in worst]
@@ -348,7 +348,7 @@ def predictions(rewards: np.ndarray, pairs: Pairs, tokenizer: Tokenizer) -> Iter
     for i, row in enumerate(pairs.row_of_pair()):
         place = [int(s - pairs.row_sequences[row]) for s in (pairs.chosen[i], pairs.rejected[i])]
         last = [int(pairs.sequence(s)[-1]) for s in (pairs.chosen[i], pairs.rejected[i])]
-        yield pairs.tags[row] | {
+        yield pairs.tags(row) | {
             "pair": place,  # of the row's responses, best first
             "chosen": float(rewards[i, 0]), "rejected": float(rewards[i, 1]),
             "scored_tokens": [{"id": t, "token": tokenizer.backend.id_to_token(t)} for t in last]}
@@ -559,8 +559,8 @@ def command_report(args, model, tokenizer, max_length: int, options: dict) -> No
     with replacing(args.output) as figures, replacing(args.predictions) as rows:
         encoded, results = [], []
         for path in args.data:  # all of them first: a mistake in the last costs no work
-            preferences, malformed = read_preferences(path, args.skip_bad_rows)
-            pairs, audit = encode_preferences(preferences, tokenizer, max_length, False, malformed, args.skip_bad_rows)
+            preferences = Preferences([path], args.skip_bad_rows)
+            pairs, audit = encode_preferences(preferences, tokenizer, max_length, False, args.skip_bad_rows)
             print(describe_audit(path, audit), file=sys.stderr)
             if not len(pairs):
                 raise DataError(f"{path}: no pairs left to evaluate")

@@ -15,6 +15,7 @@ each, whose pairs weigh as much as one together):
 """
 import argparse
 import contextlib
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -28,7 +29,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterator
+from typing import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -37,12 +38,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from data import DataError, Tokenizer, collate, describe_audit, encode_preferences, parse_preference, read_preferences
-from data import gold_reward, model_folder, split_by_prompt, step_batches, toy_preferences
+from data import DataError, Pairs, Preferences, Tokenizer, cached_preferences, collate, data_files, describe_audit
+from data import encode_preferences, gold_reward, model_folder, parse_preference, split_by_prompt, step_batches
+from data import toy_preferences, write_folder
 from eval import check_ids, describe, number, pick_device, plot_curve, pyplot, replacing, report, score, score_pairs
 from eval import speak_utf8, usable_length
 from loss import bradley_terry_loss, pairwise_accuracy
 from model import CheckpointError, FrozenLinear, RewardModel, RowsInUse, place, read_json, whole
+
+CACHE_FROM = 50 * 10**6  # bytes of data
 
 # ---------------------------------------------------------------- options
 
@@ -78,6 +82,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--too-long", choices=["shorten-prompt", "drop"], default="shorten-prompt", help="longer pairs: cut the oldest "
         "tokens of the prompt (never a response), or leave the pair out")
     add("--skip-bad-rows", action=flag, default=False, help="leave malformed rows out and count them")
+    add("--cache-dir", metavar="DIR", help="keep the data's tokens there, to be mapped into memory and shared by all "
+        f"processes and later runs (default: runs/cache for files of more than {CACHE_FROM // 10**6} MB, otherwise memory)")
     add("--toy-pairs", type=natural, default=48000, help="size of the toy world, held-out pairs included")
 
     add = parser.add_argument_group("a model from scratch (without --model)").add_argument
@@ -181,28 +187,36 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
 # ---------------------------------------------------------------- what training starts from
 
 
-def load_preferences(args) -> tuple[list, list, dict]:
-    """Training and held-out preferences, and how many malformed rows each source had."""
+def load_preferences(args) -> tuple[Iterable, Iterable]:
+    """Training and held-out preferences, both to be gone through as often as needed."""
     if args.data is None:
         rows = list(toy_preferences(args.toy_pairs, args.seed))
         preferences = [parse_preference(row, f"toy:{i + 1}") for i, row in enumerate(rows)]
-        return *split_by_prompt(preferences, args.eval_fraction, args.seed), {"train": 0, "held out": 0}
-
-    def read(paths):
-        parts = [read_preferences(path, args.skip_bad_rows) for path in paths]
-        return [p for preferences, _ in parts for p in preferences], sum(malformed for _, malformed in parts)
-
-    train_set, malformed = read(args.data)
+    else:
+        preferences = Preferences(args.data, args.skip_bad_rows)
     if args.eval_data is None:
-        return *split_by_prompt(train_set, args.eval_fraction, args.seed), {"train": malformed, "held out": 0}
-    held_out, malformed_held_out = read(args.eval_data)
-    trained = {p.key() for p in train_set}
-    if shared := sum(p.key() in trained for p in held_out):
-        say(f"warning: {shared} of {len(held_out)} evaluation pairs have a prompt that is trained on too")
-    return train_set, held_out, {"train": malformed, "held out": malformed_held_out}
+        return split_by_prompt(preferences, args.eval_fraction, args.seed)
+    return preferences, Preferences(args.eval_data, args.skip_bad_rows)
 
 
-def build_model(args, train_set: list, resume: Path | None) -> tuple[RewardModel, Tokenizer]:
+def encode(args, name: str, preferences: Iterable, tokenizer: Tokenizer, max_length: int) -> tuple[Pairs, dict]:
+    """The tokenised preferences and their audit; of large files from the cache, which they are put into once."""
+    options = (tokenizer, max_length, args.too_long == "drop", args.skip_bad_rows)
+    sources = args.eval_data if args.eval_data and name == "held out" else args.data
+    files = [file.absolute() for path in sources or [] for file in data_files(path) if file.exists()]
+    if not files or (not args.cache_dir and sum(file.stat().st_size for file in files) < CACHE_FROM):
+        return encode_preferences(preferences, *options)
+    # Whatever the result depends on, the files by name, size and time.
+    state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    side = None if args.eval_data else [name, args.eval_fraction, args.seed]
+    decides = [state, side, tokenizer.backend.to_str(), tokenizer.template_source, tokenizer.names, *options[1:]]
+    key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    folder = Path(args.cache_dir or "runs/cache") / f"{files[0].name.split('.')[0]}-{key}"
+    say(f"{name}: tokens in {folder}, " + ("made earlier" if folder.exists() else "made once for all processes and runs"))
+    return cached_preferences(folder, preferences, *options)
+
+
+def build_model(args, train_set: Iterable, resume: Path | None) -> tuple[RewardModel, Tokenizer]:
     """The model to train and its tokenizer: from a checkpoint or --model, opened and not yet loaded; or from scratch.
 
     With LoRA a checkpoint holds the merged model, to be used, and the factors beside it; the model below them is read
@@ -216,8 +230,8 @@ def build_model(args, train_set: list, resume: Path | None) -> tuple[RewardModel
         for key in ("mean", "std"):  # what --normalize left there is of other weights from now on
             model.config.raw.pop(key, None)
         return model, tokenizer
-    texts = [m["content"] for p in train_set for messages in (p.prompt, *p.responses) for m in messages]
-    tokenizer = Tokenizer.train([*texts, "User: Assistant: System:"], args.vocab_size)
+    texts = (m["content"] for p in train_set for messages in (p.prompt, *p.responses) for m in messages)
+    tokenizer = Tokenizer.train(itertools.chain(texts, ["User: Assistant: System:"]), args.vocab_size)
     model = RewardModel.from_scratch({
         "model_type": "llama", "vocab_size": tokenizer.backend.get_vocab_size(), "hidden_size": args.hidden_size,
         "intermediate_size": 8 * -(-args.hidden_size // 3), "num_hidden_layers": args.num_hidden_layers,
@@ -232,12 +246,12 @@ def build_model(args, train_set: list, resume: Path | None) -> tuple[RewardModel
     return model, tokenizer
 
 
-def to_the_machine(model: RewardModel, args, ids: np.ndarray) -> None:
+def to_the_machine(model: RewardModel, args, used_ids: np.ndarray) -> None:
     """Decide what of the model is trained, share it out to the ranks, and bring its numbers to the device."""
     if args.lora_rank or args.freeze_layers:
         model.train_less(args.freeze_layers, args.lora_rank or 0, args.lora_alpha, autocast_dtype(args))
     else:
-        model.model.embed_tokens = RowsInUse(model.model.embed_tokens, torch.from_numpy(np.unique(ids)).long())
+        model.model.embed_tokens = RowsInUse(model.model.embed_tokens, torch.from_numpy(used_ids))
     # The head's bias cancels in every difference, so its Bradley-Terry gradient is rounding noise, which Adam would
     # blow up to steps of size lr. It trains only where the centering penalty gives it a gradient.
     model.score.bias.requires_grad_(args.center_rewards_coefficient > 0)
@@ -323,37 +337,6 @@ def open_run_folder(output: Path) -> None:
         output.rename(output.with_name(f"{output.name}.{number}"))
         say(f"an earlier run was in {output}; it is now in {output}.{number}")
     output.mkdir(parents=True, exist_ok=True)
-
-
-def write_folder(folder: Path, write) -> None:
-    """Call write(temporary folder), sync what it wrote, give it its name: complete or not there at all.
-
-    Into a folder that exists the files move one by one in the order of their names, so model.safetensors comes behind
-    the config it needs.
-    """
-    temporary = folder / "tmp" if folder.exists() else folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        write(temporary)
-    except BaseException:  # a full disk, say: what was there before stays, and half a folder helps nobody
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    umask = os.umask(0)
-    os.umask(umask)
-    for file in temporary.iterdir():
-        file.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
-        with open(file, "rb") as f:
-            os.fsync(f.fileno())
-    if folder.exists():
-        for file in sorted(temporary.iterdir()):
-            os.replace(file, folder / file.name)
-        temporary.rmdir()
-    else:
-        os.rename(temporary, folder)
-    handle = os.open(folder.parent, os.O_RDONLY)  # the new name too
-    os.fsync(handle)
-    os.close(handle)
 
 
 def save_model(folder: Path, model, tokenizer, max_length: int, save_format: str = "transformers") -> None:
@@ -530,7 +513,7 @@ def rows_to_blame(pairs, hands: list, batches: list, seen: list) -> list[str]:
         finite, first = torch.isfinite(rewards).cpu().numpy(), 0
         for r in hand if batch.rows else []:
             behind = first + int(pairs.row_sequences[r + 1] - pairs.row_sequences[r])
-            every.append(pairs.tags[r]["where"])
+            every.append(pairs.tags(r)["where"])
             bad += [] if finite[first:behind].all() else [every[-1]]
             first = behind
     of_rank = [(bad, every)]
@@ -754,25 +737,24 @@ def run(args) -> int:
     resume = find_checkpoint(args) if args.resume else None
 
     # data, model
-    train_set, eval_set, malformed = load_preferences(args)
+    train_set, eval_set = load_preferences(args)
     model, tokenizer = build_model(args, train_set, resume)
     max_length = min(usable_length(model, tokenizer, args.max_length), args.max_length or 1024)
-    drop = args.too_long == "drop"
     parts, audits = [], {}
     for name, preferences in (("train", train_set), ("held out", eval_set)):
-        part, audits[name] = encode_preferences(
-            preferences, tokenizer, max_length, drop, malformed[name], args.skip_bad_rows
-        )
+        part, audits[name] = encode(args, name, preferences, tokenizer, max_length)
         say(describe_audit(name, audits[name]))
         if not len(part):
             raise DataError(f"no pairs left in the {name} data; the audit above says why")
-        check_ids(part.ids, model, f"{name} data")
+        check_ids(part.used_ids, model, f"{name} data")
         parts.append(part)
     pairs, held_out = parts
+    if shared := np.isin(held_out.prompt_key, pairs.prompt_key).sum():
+        say(f"warning: {shared} of {held_out.rows} evaluation pairs have a prompt that is trained on too")
     if resume:
         check_same_run(resume, args, pairs)
     size = sum(p.numel() for p in model.parameters())
-    to_the_machine(model, args, pairs.ids)
+    to_the_machine(model, args, pairs.used_ids)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     head = "continued from a checkpoint" if resume else model.head_origin
     say(f"model: {size:,} parameters, {trained:,} of them trained, vocabulary {model.config.vocab_size:,}, value head "
@@ -791,7 +773,7 @@ def run(args) -> int:
                                 "data_fingerprint": pairs.fingerprint, "audit": audits}
         with replacing(output / "options.json") as file:
             file.write(json.dumps(options, indent=2) + "\n")
-        if args.eval_data is None:
+        if args.eval_data is None and not (output / "held_out.jsonl").exists():
             with replacing(output / "held_out.jsonl") as file:
                 file.writelines(json.dumps(p.to_row(), ensure_ascii=False) + "\n" for p in eval_set)
     if dist.is_initialized():

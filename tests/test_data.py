@@ -14,7 +14,7 @@ from conftest import SHARED, needs_shared, tiny_tokenizer
 import data
 from data import (
     DataError, Preference, Tokenizer, collate, describe_audit, encode_preferences, epoch_order, parse_preference, read_preferences,
-    read_rows, split_by_prompt, step_batches,
+    Preferences, read_rows, split_by_prompt, step_batches,
 )
 
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "templates.json").read_text("utf-8"))
@@ -253,7 +253,12 @@ def test_read_is_kept_plus_left_out_by_reason():
         pair("q", "x" * 100, "bad"),
         pair("long " * 50, "good", "bad"),
     ]
-    pairs, audit = encode_preferences(preferences, tokenizer, max_length=60, malformed=2)
+    class Given(Preferences):
+        __iter__ = lambda self: iter(preferences)
+
+    rows = Given([])
+    rows.malformed = 2
+    pairs, audit = encode_preferences(rows, tokenizer, max_length=60)
     assert audit["left_out"] == {"malformed": 2, "all tied": 0, "refused by the template": 0, "empty side": 3, "identical sides": 1, "too long": 1}
     assert audit["read"] == len(preferences) + 2 == audit["kept"] + sum(audit["left_out"].values())
     assert (audit["kept"], audit["duplicates"], audit["contradictions"], audit["prompt_truncated"]) == (4, 1, 1, 1)
@@ -562,21 +567,22 @@ def test_sides_that_a_template_makes_equal_are_left_out():
 
 def test_no_prompt_is_on_both_sides_of_a_split():
     preferences = [pair(f"q{i % 20}", f"a{i}", f"b{i}") for i in range(200)]
-    train, held_out = split_by_prompt(preferences, 0.2, seed=0)
+    split = lambda seed: tuple(map(list, split_by_prompt(preferences, 0.2, seed)))
+    train, held_out = split(0)
     assert len(train) + len(held_out) == 200 and len(held_out) == 40
     assert not {p.key() for p in train} & {p.key() for p in held_out}
-    assert split_by_prompt(preferences, 0.2, seed=0) == (train, held_out) != split_by_prompt(preferences, 0.2, seed=1)
+    assert split(0) == (train, held_out) != split(1)
 
 
 def test_without_prompts_a_pair_and_its_contradiction_stay_together():
     preferences = [pair("", f"a{i}", f"b{i}") for i in range(50)] + [pair("", f"b{i}", f"a{i}") for i in range(50)]
-    train, held_out = split_by_prompt(preferences, 0.3, seed=0)
+    train, held_out = map(list, split_by_prompt(preferences, 0.3, seed=0))
     assert len(held_out) == 30 and not {p.key() for p in train} & {p.key() for p in held_out}
 
 
 def test_one_prompt_cannot_be_split():
     with pytest.raises(DataError, match="too few"):
-        split_by_prompt([pair("q", "a", "b"), pair("q", "c", "d")], 0.5, seed=0)
+        list(split_by_prompt([pair("q", "a", "b"), pair("q", "c", "d")], 0.5, seed=0)[0])
 
 
 def some_pairs(n, tokenizer=None):
