@@ -442,10 +442,14 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def find_checkpoint(args) -> Path:
-    """The checkpoint --resume means.  Raises: DataError where there is none."""
+def find_checkpoint(args) -> Path | None:
+    """The checkpoint --resume means; None for a run that was stopped before its first one.  Raises: DataError where
+    there is no such run or checkpoint."""
     if args.resume == "newest" and not checkpoints(Path(args.output)):
-        raise DataError(f"--resume: no checkpoint in {args.output}")
+        if not (Path(args.output) / "options.json").exists():
+            raise DataError(f"--resume: no checkpoint in {args.output}")
+        say(f"no checkpoint in {args.output} yet: starting at the beginning")
+        return None
     folder = checkpoints(Path(args.output))[-1] if args.resume == "newest" else Path(args.resume)
     if not (folder / "trainer_state.json").exists():
         raise DataError(f"--resume {folder}: no trainer_state.json, so not a checkpoint of train_rm.py")
@@ -548,7 +552,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
             say(f"{later} lies ahead of that and will be written anew")
             shutil.rmtree(later)
     ddp = ranks > 1 and not args.shard
-    parallel = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if ddp else model
+    parallel = torch.nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False) if ddp else model
 
     def prepare(step):
         """The batches of a step, on the device; in a thread, so that they are ready when the step before is done."""
@@ -734,7 +738,7 @@ def run(args) -> int:
     if args.resume == "newest" and (output / "report.json").exists():
         say(f"{output} is finished: nothing to resume")
         return 0
-    resume = find_checkpoint(args) if args.resume else None
+    resume = find_checkpoint(args) if args.resume else None  # still None where it has to start at the beginning
 
     # data, model
     train_set, eval_set = load_preferences(args)
@@ -762,7 +766,7 @@ def run(args) -> int:
 
     # run folder
     if world()[0] == 0:
-        if resume:
+        if args.resume:
             output.mkdir(parents=True, exist_ok=True)
             (output / "report.json").unlink(missing_ok=True)  # it says that a run is finished
         else:
@@ -853,14 +857,15 @@ def summarise_toy(model, tokenizer, result: dict, output: Path) -> None:
 
 def start_processes(args) -> None:
     """The process group: torchrun's, or with --shard alone one of this process."""
-    nccl = args.device.type == "cuda"
-    if world()[1] > 1 and nccl:
-        args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    if nccl:
+    backend, where = "gloo", {}
+    if args.device.type == "cuda":
+        local = os.environ.get("LOCAL_RANK") if world()[1] > 1 else args.device.index
+        args.device = torch.device("cuda", int(local or 0))
         torch.cuda.set_device(args.device)
+        backend, where = "nccl", {"device_id": args.device}
     try:
         alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-        dist.init_process_group("nccl" if nccl else "gloo", **alone)
+        dist.init_process_group(backend, **where, **alone)
     except ValueError as e:
         raise DataError(f"WORLD_SIZE is {world()[1]}, but not by torchrun ({e})") from None
 

@@ -385,21 +385,29 @@ def command_growth(args) -> None:
     keep("growth", {"rows": rows})
 
 
+def random_pairs(n: int, length: int, vocabulary: int):
+    """n pairs whose two sequences have this length each, half of it their prompt; a data.Pairs."""
+    import numpy as np
+
+    from data import Pairs
+
+    rng, half, each = np.random.default_rng(0), length // 2, np.arange(n)
+    prompts = rng.integers(0, vocabulary, (n, half))
+    sides = [np.concatenate((prompts[s // 2], rng.integers(0, vocabulary, length - half))) for s in range(2 * n)]
+    return Pairs(np.concatenate(sides).astype(np.int32), np.arange(2 * n + 1) * length, np.arange(n + 1) * 2,
+                 np.arange(n + 1), 2 * each, 2 * each + 1, np.full(n, half), np.zeros(n, np.float32), each)
+
+
 def grow(folder: Path, s: dict) -> dict:
     import numpy as np
     import torch
 
     import train_rm
-    from data import Pairs, collate
+    from data import collate
     from model import RewardModel, RowsInUse
 
     torch.manual_seed(0)
-    model, rng, length = RewardModel.from_scratch(s["shape"]), np.random.default_rng(0), s["length"]
-    prompts = rng.integers(5, 16000, (4, length // 2))
-    sides = [np.concatenate((prompts[i // 2], rng.integers(5, 16000, length - length // 2))) for i in range(8)]
-    two, four = np.arange(5) * 2, np.arange(4)
-    pairs = Pairs(np.concatenate(sides).astype(np.int32), np.arange(9) * length, two, np.arange(5), 2 * four, 2 * four + 1,
-                  np.full(4, length // 2), np.zeros(4, np.float32), four)
+    model, pairs = RewardModel.from_scratch(s["shape"]), random_pairs(4, s["length"], 16000)
     parameters = sum(p.numel() for p in model.parameters())
     model.model.embed_tokens = RowsInUse(model.model.embed_tokens, torch.from_numpy(np.unique(pairs.ids)).long())
     args = train_rm.parse_options(["--lr", "1e-5"])
