@@ -790,7 +790,8 @@ class Pairs:
         """What encode_preferences left in a folder; token ids and tags stay in their files."""
         arrays = load_file(folder / "arrays.safetensors")
         used_ids = arrays.pop("used_ids")
-        pairs = cls(np.frombuffer(_mapped(folder / "ids.bin"), np.int32), tag_text=_mapped(folder / "tags.jsonl"), **arrays)
+        ids, tag_text = np.frombuffer(_mapped(folder / "ids.bin"), np.int32), _mapped(folder / "tags.jsonl")
+        pairs = cls(ids, tag_text=tag_text, **arrays)
         pairs.used_ids = used_ids
         return pairs
 
@@ -803,20 +804,68 @@ class Pairs:
         return self.of_pairs(np.diff(self.offsets))
 
 
+REASONS = ("malformed", "all tied", "refused by the template", "empty side", "identical sides", "too long")
+
+
 def encode_preferences(
     preferences: Iterable[Preference], tokenizer: Tokenizer, max_length: int, drop_long: bool = False,
     skip_bad_rows: bool = False, folder: Path | None = None,
 ) -> tuple[Pairs, dict]:
     """Preferences -> Pairs and the audit: what was read, kept, left out and why, and what the labels look like.
 
-    One after the other, so that memory grows by some 150 bytes a row and, unless a folder is given to keep them in, 4
-    a token. Raises: DataError naming a row the chat template refuses, unless skip_bad_rows.
+    One row after the other, so that memory does not grow with the texts; with a folder token ids go to a file there.
+    Raises: DataError naming a row the chat template refuses, unless skip_bad_rows.
     """
-    reasons = ("malformed", "all tied", "refused by the template", "empty side", "identical sides", "too long")
-    left_out = dict.fromkeys(reasons, 0)
+    left_out, truncated = dict.fromkeys(REASONS, 0), 0
+    columns = {name: array.array(kind, [0] if "offsets" in name or name.startswith("row_") else [])
+               for name, kind in COLUMNS.items()}
+    texts_seen, gold = array.array("Q"), array.array("d")  # (S,) each; gold where all rows have it
+    with _output(folder, "ids.bin") as ids_file, _output(folder, "tags.jsonl") as tags_file:
+        for p, encoded, prompt_chars in encoded_rows(preferences, tokenizer, skip_bad_rows, left_out):
+            ids, shared = tokenizer.split_prompt(encoded, prompt_chars)
+            too_long = max(map(len, ids)) > max_length
+            fitted = None if too_long and drop_long else tokenizer.truncate(ids, shared, max_length)
+            if any(np.array_equal(ids[i], ids[j]) for i, j in p.pairs()):
+                left_out["identical sides"] += 1
+                continue
+            if fitted is None:
+                left_out["too long"] += 1
+                continue
+            truncated += too_long
+            first, key, tags = columns["row_sequences"][-1], json.dumps(p.prompt), {"where": p.where} | p.tags
+            for sequence, response in zip(fitted[0], p.responses):
+                ids_file.write(sequence.tobytes())
+                columns["offsets"].append(columns["offsets"][-1] + len(sequence))
+                texts_seen.append(_bits(key + _text(response)))
+            for i, j in p.pairs():
+                columns["chosen"].append(first + i)
+                columns["rejected"].append(first + j)
+                columns["margin"].append(p.margin)
+            gold.extend(p.gold or ())
+            written = tags_file.write((json.dumps(tags, ensure_ascii=False) + "\n").encode())
+            columns["row_sequences"].append(first + len(p.responses))
+            columns["row_pairs"].append(len(columns["chosen"]))
+            columns["prompt_tokens"].append(fitted[1])
+            columns["prompt_key"].append(p.key())
+            columns["tag_offsets"].append(columns["tag_offsets"][-1] + written)
+        in_memory = [] if folder else [ids_file.getbuffer(), tags_file.getbuffer()]
+    left_out["malformed"] = getattr(preferences, "malformed", 0)
+    ids, tag_text = in_memory or [_mapped(folder / "ids.bin"), _mapped(folder / "tags.jsonl")]
+    true_rewards = np.array(gold) if len(gold) == len(texts_seen) > 0 else None
+    columns = {name: np.array(column) for name, column in columns.items()}
+    pairs = Pairs(np.frombuffer(ids, np.int32), tag_text=tag_text, true_rewards=true_rewards, **columns)
+    if folder:
+        pairs.save(folder)
+    return pairs, audit_of(pairs, np.array(texts_seen), left_out, truncated)
 
-    def render(preferences):
-        """Those that compare something and are taken by the template: (preference, texts, prompt characters)."""
+
+def encoded_rows(
+    preferences: Iterable[Preference], tokenizer: Tokenizer, skip_bad_rows: bool, left_out: dict[str, int]
+) -> Iterator[tuple[Preference, list[Encoded], int]]:
+    """(preference, its responses encoded, prompt characters) of those that compare something and that the template
+    takes; the others are counted. A thread encodes one block of rows while the next one is rendered."""
+
+    def render():
         for p in preferences:
             if not all(response and response[-1]["content"].strip() for response in p.responses):
                 left_out["empty side"] += 1  # the whole row, whatever else is in it; so with the other reasons
@@ -831,66 +880,26 @@ def encode_preferences(
                     raise DataError(f"{p.where}: {e}") from None
                 left_out["refused by the template"] += 1
 
-    def encode_ahead():
-        """Blocks of rendered rows and their encodings; a thread encodes one block while the next is rendered."""
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            rendered, waiting = render(preferences), []
-            while block := list(itertools.islice(rendered, 256)):
+    rendered, waiting = render(), []
+    bar = tqdm(desc="tokenizing", unit=" rows", delay=3, leave=False, disable=not sys.stderr.isatty())
+    with bar, ThreadPoolExecutor(max_workers=1) as thread:
+        while True:
+            if block := list(itertools.islice(rendered, 256)):
                 texts = [text for _, texts, _ in block for text in texts]
                 waiting.append((block, thread.submit(tokenizer.encode, texts)))
-                if len(waiting) > 1:
-                    yield waiting.pop(0)
-            yield from waiting
-
-    columns = {name: array.array(kind, [0] if "offsets" in name or name.startswith("row_") else [])
-               for name, kind in COLUMNS.items()}
-    texts_seen, gold, truncated = array.array("Q"), array.array("d"), 0  # gold: (S,) where all rows have it
-    bar = tqdm(desc="tokenizing", unit=" rows", delay=3, leave=False, disable=not sys.stderr.isatty())
-    with _output(folder, "ids.bin") as ids_file, _output(folder, "tags.jsonl") as tags_file, bar:
-        for block, encodings in encode_ahead():
-            encoded = iter(encodings.result())
-            for p, texts, prompt_chars in block:
-                ids, shared = tokenizer.split_prompt(list(itertools.islice(encoded, len(texts))), prompt_chars)
-                too_long = max(map(len, ids)) > max_length
-                fitted = None if too_long and drop_long else tokenizer.truncate(ids, shared, max_length)
-                if any(np.array_equal(ids[i], ids[j]) for i, j in p.pairs()):
-                    left_out["identical sides"] += 1
-                    continue
-                if fitted is None:
-                    left_out["too long"] += 1
-                    continue
-                truncated += too_long
-                first, key, tags = columns["row_sequences"][-1], json.dumps(p.prompt), {"where": p.where} | p.tags
-                for sequence, response in zip(fitted[0], p.responses):
-                    ids_file.write(sequence.tobytes())
-                    columns["offsets"].append(columns["offsets"][-1] + len(sequence))
-                    texts_seen.append(_bits(key + _text(response)))
-                for i, j in p.pairs():
-                    columns["chosen"].append(first + i)
-                    columns["rejected"].append(first + j)
-                    columns["margin"].append(p.margin)
-                gold.extend(p.gold or ())
-                written = tags_file.write((json.dumps(tags, ensure_ascii=False) + "\n").encode())
-                columns["row_sequences"].append(first + len(p.responses))
-                columns["row_pairs"].append(len(columns["chosen"]))
-                columns["prompt_tokens"].append(fitted[1])
-                columns["prompt_key"].append(p.key())
-                columns["tag_offsets"].append(columns["tag_offsets"][-1] + written)
-            bar.update(len(block))
-        in_memory = [] if folder else [ids_file.getbuffer(), tags_file.getbuffer()]
-    ids, tag_text = in_memory or [_mapped(folder / "ids.bin"), _mapped(folder / "tags.jsonl")]
-    true_rewards = np.array(gold) if len(gold) == len(texts_seen) > 0 else None
-    columns = {name: np.array(column) for name, column in columns.items()}
-    pairs = Pairs(np.frombuffer(ids, np.int32), tag_text=tag_text, true_rewards=true_rewards, **columns)
-    if folder:
-        pairs.save(folder)
-    left_out["malformed"] = getattr(preferences, "malformed", 0)
-    return pairs, audit_of(pairs, np.array(texts_seen), left_out, truncated)
+            if not waiting:
+                return
+            if not block or len(waiting) > 1:
+                before, encodings = waiting.pop(0)
+                encoded = iter(encodings.result())
+                for p, texts, prompt_chars in before:
+                    yield p, list(itertools.islice(encoded, len(texts))), prompt_chars
+                bar.update(len(before))
 
 
 # How the arrays of Pairs grow: as 64-bit integers, but for float32 margins and unsigned keys.
-COLUMNS = dict.fromkeys(("offsets", "row_sequences", "row_pairs", "chosen", "rejected", "prompt_tokens", "tag_offsets"), "q")
-COLUMNS |= {"margin": "f", "prompt_key": "Q"}
+COLUMNS = dict.fromkeys(["offsets", "row_sequences", "row_pairs", "chosen", "rejected", "prompt_tokens"], "q")
+COLUMNS |= {"tag_offsets": "q"} | {"margin": "f", "prompt_key": "Q"}
 
 
 @contextlib.contextmanager

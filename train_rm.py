@@ -82,8 +82,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--too-long", choices=["shorten-prompt", "drop"], default="shorten-prompt", help="longer pairs: cut the oldest "
         "tokens of the prompt (never a response), or leave the pair out")
     add("--skip-bad-rows", action=flag, default=False, help="leave malformed rows out and count them")
-    add("--cache-dir", metavar="DIR", help="keep the data's tokens there, to be mapped into memory and shared by all "
-        f"processes and later runs (default: runs/cache for files of more than {CACHE_FROM // 10**6} MB, otherwise memory)")
+    add("--cache-dir", metavar="DIR", help="keep the data's tokens there, mapped into memory and shared by all processes "
+        f"and later runs (default: runs/cache for files of over {CACHE_FROM // 10**6} MB, memory for smaller ones)")
     add("--toy-pairs", type=natural, default=48000, help="size of the toy world, held-out pairs included")
 
     add = parser.add_argument_group("a model from scratch (without --model)").add_argument
@@ -119,8 +119,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lora-rank", type=natural, help="train two factors of this rank beside every matrix of the layers, and the "
         "value head, instead of all weights (LoRA, Hu et al. 2021); merged into ordinary weights when saved")
     add("--lora-alpha", type=positive, help="their product counts alpha / rank times (default: twice the rank)")
-    add("--freeze-layers", type=number(int, at_least=0), default=0, help="leave the embedding and the first N layers as "
-        "they are")
+    add("--freeze-layers", type=number(int, at_least=0), default=0, help="leave the embedding and the first N layers "
+        "as they are")
     add("--shard", action=flag, default=False, help="every process keeps only its share of weights, gradients and "
         "moments (FSDP2), instead of a copy of all")
 
@@ -135,8 +135,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=number(int, at_least=0, below=2**63), default=0, help="of weights, split, order and toy world")
     add("--deterministic", action=flag, default=False, help="only operations that give the same bits every time; on "
         "CPUs they all do, on GPUs some are slower")
-    add("--on-nan", choices=["stop", "skip"], default="stop", help="a step whose loss or gradient is not a finite number "
-        "is never taken: stop with a checkpoint of what was before, or leave those rows out and go on")
+    add("--on-nan", choices=["stop", "skip"], default="stop", help="a step whose loss or gradient is not a finite "
+        "number is never taken: stop with a checkpoint of what was before, or leave those rows out and go on")
 
     add = parser.add_argument_group("what to keep").add_argument
     add("--output", metavar="DIR", help="run folder (default: runs/toy; with --data runs/FOLDER-FILE, after it)")
@@ -212,7 +212,8 @@ def encode(args, name: str, preferences: Iterable, tokenizer: Tokenizer, max_len
     decides = [state, side, tokenizer.backend.to_str(), tokenizer.template_source, tokenizer.names, *options[1:]]
     key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
     folder = Path(args.cache_dir or "runs/cache") / f"{files[0].name.split('.')[0]}-{key}"
-    say(f"{name}: tokens in {folder}, " + ("made earlier" if folder.exists() else "made once for all processes and runs"))
+    how = "made earlier" if folder.exists() else "made once for all processes and runs"
+    say(f"{name}: tokens in {folder}, {how}")
     return cached_preferences(folder, preferences, *options)
 
 
@@ -226,7 +227,7 @@ def build_model(args, train_set: Iterable, resume: Path | None) -> tuple[RewardM
     if resume or args.model:
         source = resume if resume and not args.lora_rank else model_folder(args.model, args.revision)
         tokenizer = Tokenizer.from_folder(source)
-        model = RewardModel.open(source, fresh_head=args.model is not None)
+        model = RewardModel.open(source, fresh_head=source != resume)
         for key in ("mean", "std"):  # what --normalize left there is of other weights from now on
             model.config.raw.pop(key, None)
         return model, tokenizer
@@ -504,7 +505,8 @@ def accumulate_gradients(model, batches: list, n: int, args, scaler) -> tuple[to
                 of_pairs = (r_chosen - r_rejected, (r_chosen + r_rejected) / 2, (r_chosen.abs() + r_rejected.abs()) / 2)
                 means = [(batch.weight * x).sum() / batch.weight.sum() for x in of_pairs]
                 if batch.rows:
-                    sums += batch.rows * torch.stack([v.double() for v in (loss, accuracy, *means, torch.ones_like(loss))])
+                    means = loss, accuracy, *means, torch.ones_like(loss)
+                    sums += batch.rows * torch.stack([mean.double() for mean in means])
                 seen.append(rewards.detach())
     return sums, seen
 
@@ -708,7 +710,8 @@ def metrics_log(output: Path, start: int):
         records = [json.loads(line) for line in lines]
     except ValueError as e:
         raise DataError(f"{path}: not JSON lines ({e})") from None
-    kept = [line for line, r in zip(lines, records) if r["step"] < start or (r["step"] == start and "eval_loss" not in r)]
+    stays = lambda r: r["step"] < start or (r["step"] == start and "eval_loss" not in r)
+    kept = [line for line, r in zip(lines, records) if stays(r)]
     with replacing(path) as file:
         file.write("".join(kept))
     with open(path, "a", encoding="utf-8") as file:
@@ -777,7 +780,7 @@ def run(args) -> int:
                                 "data_fingerprint": pairs.fingerprint, "audit": audits}
         with replacing(output / "options.json") as file:
             file.write(json.dumps(options, indent=2) + "\n")
-        if args.eval_data is None and not (output / "held_out.jsonl").exists():
+        if args.eval_data is None and not (resume and (output / "held_out.jsonl").exists()):
             with replacing(output / "held_out.jsonl") as file:
                 file.writelines(json.dumps(p.to_row(), ensure_ascii=False) + "\n" for p in eval_set)
     if dist.is_initialized():
