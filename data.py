@@ -509,7 +509,8 @@ class Tokenizer:
     def save(self, folder: str | Path, max_length: int) -> None:
         """Write tokenizer.json and tokenizer_config.json, with the chat template and length limit that were used."""
         folder = Path(folder)
-        self.backend.save(str(folder / "tokenizer.json"))
+        # Not backend.save: on a full disk it raises a bare Exception, not an OSError.
+        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         config = self.config | {
             "chat_template": self.closing_template(), "model_max_length": max_length, "padding_side": "right",
             "pad_token": self.backend.id_to_token(self.pad_id),
@@ -958,15 +959,20 @@ def write_folder(folder: Path, write) -> None:
     os.umask(umask)
     for file in temporary.iterdir():
         file.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
-        with open(file, "rb") as f:
-            os.fsync(f.fileno())
+        _sync(file)
+    _sync(temporary)
     if folder.exists():
         for file in sorted(temporary.iterdir()):
             os.replace(file, folder / file.name)
         temporary.rmdir()
     else:
         os.rename(temporary, folder)
-    handle = os.open(folder.parent, os.O_RDONLY)  # the new name too
+    _sync(folder.parent)  # the new name too
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
 

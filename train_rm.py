@@ -327,7 +327,8 @@ def check_output(output: Path) -> None:
         raise DataError(f"--output {output}: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise DataError(f"--output {output}: no permission to write in {existing}")
-    if output.exists() and any(output.iterdir()) and not (output / "options.json").exists():
+    ours = ("options.json", "options.json.tmp")  # the second where a run was killed as it wrote the first
+    if output.exists() and any(output.iterdir()) and not any((output / name).exists() for name in ours):
         raise DataError(f"--output {output}: holds files that are not a run's; choose a new folder")
 
 
@@ -552,7 +553,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
         say(f"resumed from {resume} at step {start}")
         for later in (p for p in checkpoints(output) if rank == 0 and step_of(p) > start):
             say(f"{later} lies ahead of that and will be written anew")
-            shutil.rmtree(later)
+            remove(later)
     ddp = ranks > 1 and not args.shard
     parallel = torch.nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False) if ddp else model
 
@@ -622,6 +623,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
                                     + (f" with --resume, from step {step}" if step > start else ""))
                 say(f"{message}; skipped")
                 log({"step": done, "skipped": what, "rows": rows})
+                scaler.update(scaler.get_scale())  # the same; but it takes no other step before it is told of this one
                 sums = [0.0] * 6
             optimizer.zero_grad(set_to_none=True)
 
@@ -726,7 +728,14 @@ def progress_bar(total: int, start: int) -> tqdm:
 
 def drop_old_checkpoints(output: Path, limit: int) -> None:
     for path in checkpoints(output)[:-limit] if limit else []:
-        shutil.rmtree(path)
+        remove(path)
+
+
+def remove(checkpoint: Path) -> None:
+    """Under another name, so that half of it never passes for a checkpoint, should this be killed."""
+    gone = checkpoint.with_name(f"{checkpoint.name}.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    shutil.rmtree(checkpoint.rename(gone))
 
 
 # ---------------------------------------------------------------- from start to end
