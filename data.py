@@ -775,7 +775,7 @@ class Pairs:
     def release(self) -> None:
         """Let go of the file's pages that were read. They stay in the system's cache as long as there is room, but do
         not count as this process's memory."""
-        if isinstance(self.tag_text, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        if isinstance(self.tag_text, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # array -> memoryview -> map
             self.ids.base.obj.madvise(mmap.MADV_DONTNEED)
             self.tag_text.madvise(mmap.MADV_DONTNEED)
 
@@ -805,6 +805,10 @@ class Pairs:
         return self.of_pairs(np.diff(self.offsets))
 
 
+# The columns of Pairs as they grow: 64-bit integers, but for float32 margins and unsigned keys; and what they start with.
+COLUMNS = {"offsets": ("q", [0]), "row_sequences": ("q", [0]), "row_pairs": ("q", [0]), "tag_offsets": ("q", [0]),
+           "chosen": ("q", []), "rejected": ("q", []), "prompt_tokens": ("q", []), "margin": ("f", []),
+           "prompt_key": ("Q", [])}
 REASONS = ("malformed", "all tied", "refused by the template", "empty side", "identical sides", "too long")
 
 
@@ -818,8 +822,7 @@ def encode_preferences(
     Raises: DataError naming a row the chat template refuses, unless skip_bad_rows.
     """
     left_out, truncated = dict.fromkeys(REASONS, 0), 0
-    columns = {name: array.array(kind, [0] if "offsets" in name or name.startswith("row_") else [])
-               for name, kind in COLUMNS.items()}
+    columns = {name: array.array(kind, start) for name, (kind, start) in COLUMNS.items()}
     texts_seen, gold = array.array("Q"), array.array("d")  # (S,) each; gold where all rows have it
     with _output(folder, "ids.bin") as ids_file, _output(folder, "tags.jsonl") as tags_file:
         for p, encoded, prompt_chars in encoded_rows(preferences, tokenizer, skip_bad_rows, left_out):
@@ -833,11 +836,11 @@ def encode_preferences(
                 left_out["too long"] += 1
                 continue
             truncated += too_long
-            first, key, tags = columns["row_sequences"][-1], json.dumps(p.prompt), {"where": p.where} | p.tags
+            first, prompt, tags = columns["row_sequences"][-1], json.dumps(p.prompt), {"where": p.where} | p.tags
             for sequence, response in zip(fitted[0], p.responses):
                 ids_file.write(sequence.tobytes())
                 columns["offsets"].append(columns["offsets"][-1] + len(sequence))
-                texts_seen.append(_bits(key + _text(response)))
+                texts_seen.append(_bits(prompt + _text(response)))
             for i, j in p.pairs():
                 columns["chosen"].append(first + i)
                 columns["rejected"].append(first + j)
@@ -896,11 +899,6 @@ def encoded_rows(
                 for p, texts, prompt_chars in before:
                     yield p, list(itertools.islice(encoded, len(texts))), prompt_chars
                 bar.update(len(before))
-
-
-# How the arrays of Pairs grow: as 64-bit integers, but for float32 margins and unsigned keys.
-COLUMNS = dict.fromkeys(["offsets", "row_sequences", "row_pairs", "chosen", "rejected", "prompt_tokens"], "q")
-COLUMNS |= {"tag_offsets": "q"} | {"margin": "f", "prompt_key": "Q"}
 
 
 @contextlib.contextmanager

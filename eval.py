@@ -36,7 +36,7 @@ from tqdm import tqdm
 from data import DataError, Pairs, Preferences, Tokenizer, common_prefix, describe_audit, encode_preferences
 from data import model_folder, pack, pad_right, parse_lines, read_rows, text_lines, to_messages
 from loss import bradley_terry_loss, pairwise_accuracy
-from model import CheckpointError, RewardModel
+from model import CheckpointError, RewardModel, is_sharded
 
 # ---------------------------------------------------------------- the one scoring call
 
@@ -78,7 +78,7 @@ def score_groups(
             trees.append((tree, shared + sum(len(s) - shared for s in tree)))
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         batches, idle = list(_cut(trees, tokens_per_batch, lambda tree_and_tokens: tree_and_tokens[1])), 0
-        if hasattr(model.score.weight, "device_mesh"):
+        if is_sharded(model.score.weight):
             most = torch.tensor(len(batches), device=device)
             dist.all_reduce(most, dist.ReduceOp.MAX)
             idle = int(most) - len(batches)

@@ -311,7 +311,7 @@ class RowsInUse(nn.Module):
     def __init__(self, embedding: nn.Embedding, used: Tensor):
         super().__init__()
         (V, D), device = embedding.weight.shape, embedding.weight.device
-        self.used = used  # (used,) token ids in order
+        self.used = used  # (used,) token ids in order; no buffer, or `load`, which makes all of them anew, would lose it
         self.weight = nn.Parameter(torch.empty(len(used), D, device=device))  # (used, D)
         self.register_buffer("frozen", torch.empty(V, D, device=device), persistent=False)
         self.register_buffer("row", torch.empty(V, dtype=torch.long, device=device), persistent=False)
@@ -327,11 +327,12 @@ class RowsInUse(nn.Module):
         self.row[self.used.to(self.row.device)] = torch.arange(len(self.used), device=self.row.device)
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        """(N, T) -> (N, T, D)"""
         row = self.row[input_ids]  # (N, T)
         trained = F.embedding(row.clamp(min=0), self.weight)
         return torch.where(row[..., None] < 0, F.embedding(input_ids, self.frozen), trained)
 
-    def whole(self, weight: Tensor) -> Tensor:
+    def table(self, weight: Tensor) -> Tensor:
         """The table as an ordinary embedding has it, (V, D), with these trained rows (used, D) in it."""
         return self.frozen.index_copy(0, self.used.to(weight.device), weight)
 
@@ -369,7 +370,7 @@ class FrozenLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
-        # Under autocast both are half precision already; without, float32 is computed with what half precision kept.
+        # Under autocast x and W are both in half precision. Without, as in a float32 evaluation, W is widened.
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         out = F.linear(x, self.weight.to(dtype), self.bias if self.bias is None else self.bias.to(dtype))
         return out if self.lora_A is None else out + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
@@ -383,7 +384,7 @@ class FrozenLinear(nn.Linear):
 
 def place(parameter: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into a parameter; into a rank's shard of it, where it is sharded."""
-    if hasattr(parameter, "device_mesh"):
+    if is_sharded(parameter):
         from torch.distributed.tensor import distribute_tensor
 
         # src_data_rank None: every rank has the value already, nothing is sent.
@@ -393,9 +394,14 @@ def place(parameter: Tensor, value: Tensor) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor put together again from the shards of all ranks, which all have to ask for it; others as they are."""
+    """A sharded tensor put together again, for which all ranks have to ask; one that is not sharded as it is."""
     # A copy, because it may be part of a longer, padded piece of memory, which cannot be saved.
-    return tensor.full_tensor().clone() if hasattr(tensor, "full_tensor") else tensor
+    return tensor.full_tensor().clone() if is_sharded(tensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this is torch's DTensor, of which each rank holds a part."""
+    return hasattr(tensor, "device_mesh")
 
 
 # ---------------------------------------------------------------- the reward model
@@ -459,8 +465,9 @@ class RewardModel(nn.Module):
 
     def train_less(self, frozen_layers: int = 0, lora_rank: int = 0, lora_alpha: float = 0.0,
                    dtype: torch.dtype | None = None) -> None:
-        """Freeze the embedding and the first layers; with lora_rank all layers, and those after the first ones get
-        LoRA. The value head is always trained. Frozen matrices are kept in dtype, if given.
+        """Freeze the embedding and the first `frozen_layers` layers. With lora_rank freeze every layer and the last norm,
+        and give each matrix behind those first layers its two factors. The value head is always trained. Frozen
+        matrices are kept in dtype, if given.
 
         Raises: CheckpointError where the model has fewer layers.
         """
@@ -480,8 +487,9 @@ class RewardModel(nn.Module):
         self.model.norm.requires_grad_(not lora_rank)
 
     def shard(self, mesh, dtype: torch.dtype | None = None) -> None:
-        """Leave every rank of the mesh 1/ranks of each tensor, and of its gradient and moments: FSDP2, after ZeRO
+        """Leave every rank of the mesh 1/ranks of each parameter, and of its gradient and moments: FSDP2, after ZeRO
         stage 3 (Rajbhandari et al. 2020, §5). A layer is gathered just before it computes and dropped behind it.
+        (Not shared out: rows of the embedding that are not trained, RowsInUse.frozen.)
 
         dtype: in which layers are gathered and compute (bfloat16, float16); sums of gradients, the embedding, the last
         norm, the head and the weights that are kept stay in float32.
@@ -573,11 +581,9 @@ class RewardModel(nn.Module):
     @torch.no_grad()
     def load(self, device: str | torch.device = "cpu") -> None:
         """Bring the numbers of an opened model from its files to the device, one tensor after the other, of which a
-        rank keeps its shard. So the host never holds more than one, however many ranks there are."""
+        rank keeps its shard: no rank ever holds more than one whole tensor."""
         self.to_empty(device=device)
-        if self.head_origin == "new":
-            self.init_head()
-        nn.init.zeros_(self.score.bias)  # transformers and TRL have none
+        self.init_head()  # for a head that is not in the files, or has no bias there: transformers and TRL have none
         for module in self.modules():
             if isinstance(module, FrozenLinear) and module.lora_A is not None:
                 module.start_lora()
@@ -595,13 +601,13 @@ class RewardModel(nn.Module):
         to take part), LoRA merged, the embedding with all its rows."""
         modules = dict(self.named_modules())
         for name, p in self.named_parameters():
-            module, _, part = name.rpartition(".")
+            owner, _, part = name.rpartition(".")
             if not part.startswith("lora_"):
                 tensor = whole(p.detach())
-                if isinstance(modules[module], RowsInUse):
-                    tensor = modules[module].whole(tensor)
-                if isinstance(modules[module], FrozenLinear) and part == "weight":
-                    tensor = modules[module].merged(tensor)
+                if isinstance(modules[owner], RowsInUse):
+                    tensor = modules[owner].table(tensor)
+                if isinstance(modules[owner], FrozenLinear) and part == "weight":
+                    tensor = modules[owner].merged(tensor)
                 yield name, tensor.float().cpu()
 
     def save_pretrained(self, folder: str | Path, pad_token_id: int, save_format: str = "transformers") -> None:

@@ -15,6 +15,7 @@ each, whose pairs weigh as much as one together):
 """
 import argparse
 import contextlib
+import datetime
 import hashlib
 import importlib.metadata
 import itertools
@@ -44,7 +45,7 @@ from data import toy_preferences, write_folder
 from eval import check_ids, describe, number, pick_device, plot_curve, pyplot, replacing, report, score, score_pairs
 from eval import speak_utf8, usable_length
 from loss import bradley_terry_loss, pairwise_accuracy
-from model import CheckpointError, FrozenLinear, RewardModel, RowsInUse, place, read_json, whole
+from model import CheckpointError, FrozenLinear, RewardModel, RowsInUse, is_sharded, place, read_json, whole
 
 CACHE_FROM = 50 * 10**6  # bytes of data
 
@@ -203,13 +204,15 @@ def encode(args, name: str, preferences: Iterable, tokenizer: Tokenizer, max_len
     """The tokenised preferences and their audit; of large files from the cache, which they are put into once."""
     options = (tokenizer, max_length, args.too_long == "drop", args.skip_bad_rows)
     sources = args.eval_data if args.eval_data and name == "held out" else args.data
-    files = [file.absolute() for path in sources or [] for file in data_files(path) if file.exists()]
+    files = [file.absolute() for path in sources or [] for file in data_files(path)]
+    files = [file for file in files if file.exists()]  # of another one it is said where it is read
     if not files or (not args.cache_dir and sum(file.stat().st_size for file in files) < CACHE_FROM):
         return encode_preferences(preferences, *options)
-    # Whatever the result depends on, the files by name, size and time.
+    # Whatever the result depends on: the files by name, size and time, and data.py, which somebody may be changing.
     state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     side = None if args.eval_data else [name, args.eval_fraction, args.seed]
-    decides = [state, side, tokenizer.backend.to_str(), tokenizer.template_source, tokenizer.names, *options[1:]]
+    code = Path(__file__).with_name("data.py").read_text("utf-8")
+    decides = [code, state, side, tokenizer.backend.to_str(), tokenizer.template_source, tokenizer.names, *options[1:]]
     key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
     folder = Path(args.cache_dir or "runs/cache") / f"{files[0].name.split('.')[0]}-{key}"
     how = "made earlier" if folder.exists() else "made once for all processes and runs"
@@ -310,6 +313,7 @@ def world() -> tuple[int, int]:
 
 
 def autocast_dtype(args) -> torch.dtype | None:
+    """The type of --bf16 or --fp16."""
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
@@ -351,14 +355,13 @@ def save_checkpoint(folder: Path, model, tokenizer, optimizer, state: dict, max_
     """Everything the next step depends on. The data's place is the step number, see data.step_batches.
 
     One ordinary folder, whatever the number of ranks, so that a run goes on with another number of them: all ranks call
-    this and put shards together, one tensor after the other; rank 0 writes. (torch.distributed.checkpoint would write
-    shards faster, but its metadata are pickled.)
+    this and put shards together; rank 0 collects and writes them, first the weights, then the moments, each in its
+    host's memory. (torch.distributed.checkpoint would write shards faster, but its metadata are pickled.)
     """
 
     def write(temporary: Path):
         save_model(temporary, model, tokenizer, max_length)
-        tensors = dict(optimizer_tensors(model, optimizer)) | {"random_state": torch.get_rng_state()}
-        save_file(tensors, temporary / "optimizer.safetensors")
+        save_file(dict(optimizer_tensors(model, optimizer)), temporary / "optimizer.safetensors")
         (temporary / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
     if world()[0] == 0:
@@ -381,31 +384,27 @@ def optimizer_tensors(model, optimizer) -> Iterator[tuple[str, torch.Tensor]]:
 
 def join_in(model, optimizer=None) -> None:
     """What ranks do that write nothing: take part where sharded tensors are put together, in the same order."""
-    if hasattr(model.score.weight, "device_mesh"):
+    if is_sharded(model.score.weight):
         for _ in itertools.chain(model.weights(), optimizer_tensors(model, optimizer) if optimizer else ()):
             pass
 
 
-def check_same_run(folder: Path, args, pairs) -> None:
-    """Raises: DataError where a checkpoint belongs to another model, other options or other data."""
+def check_same_options(folder: Path, args) -> None:
+    """Raises: DataError where a checkpoint belongs to another model or other options."""
     state = read_json(folder / "trainer_state.json")
     if missing := {"options", "data_fingerprint", "step", "since_log", "scaler"} - state.keys():
         raise DataError(f"{folder / 'trainer_state.json'}: no {', '.join(sorted(missing))}")
     for option, there in state["options"].items():
         if (here := options_that_decide(args).get(option)) != there:
             raise DataError(f"--resume {folder}: made with --{option.replace('_', '-')} {there}, not {here}")
-    if state["data_fingerprint"] != pairs.fingerprint:
-        raise DataError(f"--resume {folder}: made with other training data")
 
 
 def load_checkpoint(folder: Path, model, optimizer, scaler) -> tuple[int, np.ndarray]:
-    """Put back optimizer and random state (the model was built from this folder) -> steps done, sums since the last
-    logged line."""
+    """Put back the optimizer (the model was built from this folder) -> steps done, sums since the last logged line."""
     state, file = read_json(folder / "trainer_state.json"), folder / "optimizer.safetensors"
     parameters = dict(model.named_parameters())
     with safe_open(file, "pt") as tensors, torch.no_grad():
-        torch.set_rng_state(tensors.get_tensor("random_state"))
-        for full_name in sorted(set(tensors.keys()) - {"random_state"}):
+        for full_name in sorted(tensors.keys()):
             key, _, name = full_name.partition("/")
             p, value = parameters.get(name), tensors.get_tensor(full_name)
             if p is None or (value.ndim and value.shape != p.shape):  # fused AdamW would take any shape, and misread it
@@ -441,6 +440,7 @@ def checkpoints(output: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
+    """How many steps were done."""
     return int(checkpoint.name.split("-")[1])
 
 
@@ -501,14 +501,14 @@ def accumulate_gradients(model, batches: list, n: int, args, scaler) -> tuple[to
                 with torch.autocast(device.type, enabled=False):  # backward runs in the types that forward chose
                     # Ranks are averaged over, hence the factor.
                     scaler.scale(loss * (batch.rows / n * ranks)).backward()
-            with torch.no_grad():
-                accuracy, _ = pairwise_accuracy(r_chosen, r_rejected, batch.weight)
-                of_pairs = (r_chosen - r_rejected, (r_chosen + r_rejected) / 2, (r_chosen.abs() + r_rejected.abs()) / 2)
-                means = [(batch.weight * x).sum() / batch.weight.sum() for x in of_pairs]
-                if batch.rows:
-                    means = loss, accuracy, *means, torch.ones_like(loss)
+            seen.append(rewards.detach())
+            if batch.rows:  # else it stands in for a rank that has none, whose backward pass the others wait for
+                with torch.no_grad():
+                    accuracy, _ = pairwise_accuracy(r_chosen, r_rejected, batch.weight)
+                    margin, reward, size = ((batch.weight * x).sum() / batch.weight.sum() for x in (
+                        r_chosen - r_rejected, (r_chosen + r_rejected) / 2, (r_chosen.abs() + r_rejected.abs()) / 2))
+                    means = (loss, accuracy, margin, reward, size, torch.ones_like(loss))
                     sums += batch.rows * torch.stack([mean.double() for mean in means])
-                seen.append(rewards.detach())
     return sums, seen
 
 
@@ -547,7 +547,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
 
     optimizer = make_optimizer(model, args)
     scaler = torch.amp.GradScaler(device.type, enabled=args.fp16)  # passes everything through unless enabled
-    start, since_log = 0, np.zeros(6)  # since_log: sums of all pairs since the last logged line
+    start, since_log = 0, np.zeros(6)  # since_log: sums over all rows since the last logged line
     if resume:
         start, since_log = load_checkpoint(resume, model, optimizer, scaler)
         say(f"resumed from {resume} at step {start}")
@@ -555,7 +555,9 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
             say(f"{later} lies ahead of that and will be written anew")
             remove(later)
     ddp = ranks > 1 and not args.shard
-    parallel = torch.nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False) if ddp else model
+    parallel = torch.nn.parallel.DistributedDataParallel(
+        model, forward_sync_buffers=False, gradient_as_bucket_view=True  # or gradients would be there twice
+    ) if ddp else model
 
     def prepare(step):
         """The batches of a step, on the device; in a thread, so that they are ready when the step before is done."""
@@ -627,7 +629,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
                 sums = [0.0] * 6
             optimizer.zero_grad(set_to_none=True)
 
-            # log the mean over all pairs and ranks since the last line
+            # log the mean over all rows and ranks since the last line
             since_log += sums
             if (done % args.logging_steps == 0 or done == total) and since_log[5]:
                 means = dict(zip(LOGGED, (since_log / since_log[5]).tolist()))
@@ -651,6 +653,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
 
 
 def few(places: list[str]) -> str:
+    """Some of them, for a line, and how many more."""
     return ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
 
 
@@ -727,6 +730,7 @@ def progress_bar(total: int, start: int) -> tqdm:
 
 
 def drop_old_checkpoints(output: Path, limit: int) -> None:
+    """All but the newest ones; limit 0 keeps all."""
     for path in checkpoints(output)[:-limit] if limit else []:
         remove(path)
 
@@ -751,6 +755,8 @@ def run(args) -> int:
         say(f"{output} is finished: nothing to resume")
         return 0
     resume = find_checkpoint(args) if args.resume else None  # still None where it has to start at the beginning
+    if resume:
+        check_same_options(resume, args)
 
     # data, model
     train_set, eval_set = load_preferences(args)
@@ -767,8 +773,8 @@ def run(args) -> int:
     pairs, held_out = parts
     if shared := np.isin(held_out.prompt_key, pairs.prompt_key).sum():
         say(f"warning: {shared} of {held_out.rows} evaluation pairs have a prompt that is trained on too")
-    if resume:
-        check_same_run(resume, args, pairs)
+    if resume and read_json(resume / "trainer_state.json")["data_fingerprint"] != pairs.fingerprint:
+        raise DataError(f"--resume {resume}: made with other training data")
     size = sum(p.numel() for p in model.parameters())
     to_the_machine(model, args, pairs.used_ids)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -877,7 +883,8 @@ def start_processes(args) -> None:
         backend, where = "nccl", {"device_id": args.device}
     try:
         alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-        dist.init_process_group(backend, **where, **alone)
+        # Others wait while rank 0 writes a large checkpoint: NCCL's ten minutes may be too few.
+        dist.init_process_group(backend, timeout=datetime.timedelta(hours=2), **where, **alone)
     except ValueError as e:
         raise DataError(f"WORLD_SIZE is {world()[1]}, but not by torchrun ({e})") from None
 

@@ -51,18 +51,19 @@ def test_every_option_the_readme_and_docstrings_name_exists():
         known |= set(re.findall(r"--[a-z][a-z0-9-]+", help_text(lambda argv: evaluation.main([command, *argv]))))
     known |= {"--nproc-per-node", "--tables", "--index-url", "--help"}
     known |= {"--trl", "--llamafactory", "--transformers", "--shape", "--dtype", "--data", "--device"}  # benchmarks/speed.py
-    for text in (README, *(f.__doc__ for f in FILES.values())):
+    known |= {"--nnodes", "--rdzv-backend", "--rdzv-endpoint"}  # torchrun's
+    for text in (README, (ROOT / "docs" / "scaling.md").read_text("utf-8"), *(f.__doc__ for f in FILES.values())):
         assert set(re.findall(r"--[a-z][a-z0-9-]+", text)) <= known
 
 
-@pytest.mark.parametrize("script", ["run", "speed", "parity", "overoptimisation"])
-def test_the_readmes_tables_are_those_of_the_result_files(script):
+@pytest.mark.parametrize("script", ["run", "speed", "parity", "overoptimisation", "scaling"])
+def test_the_tables_of_readme_and_docs_are_those_of_the_result_files(script):
     spec = importlib.util.spec_from_file_location(script, ROOT / "benchmarks" / f"{script}.py")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(ROOT / "benchmarks"))  # where they find each other
     spec.loader.exec_module(module)
-    for table in module.tables().values():
-        assert table in README
+    tables, text = module.tables(), README + (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    assert tables and all(table in text for table in tables.values())
 
 
 def test_the_readmes_toy_output_is_what_the_result_file_holds():

@@ -273,7 +273,7 @@ def test_training_only_the_rows_in_use_takes_the_same_steps():
             optimizer.step()
             optimizer.zero_grad()
         embedding = model.model.embed_tokens
-        weights[rows_in_use] = embedding.whole(embedding.weight.detach()) if rows_in_use else embedding.weight.detach()
+        weights[rows_in_use] = embedding.table(embedding.weight.detach()) if rows_in_use else embedding.weight.detach()
     assert not torch.equal(weights[True][used], before[used])
     unused = torch.ones(len(before), dtype=torch.bool).index_fill(0, used, False)
     assert torch.equal(weights[True][unused], before[unused])
