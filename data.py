@@ -45,6 +45,7 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 import numpy as np
 import tokenizers
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -204,7 +205,7 @@ def parse_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, dict]]:
 
 class Preferences:
     """The preferences of some rows. They are read anew whenever somebody goes through them, so that memory does not
-    grow with the files; `malformed` is then the number of rows that were none.
+    grow with the files (but a .json array is read as a whole); `malformed` is then the number of rows that were none.
 
     Raises: DataError at the first such row, unless skip_bad_rows. Broken JSON always stops: what follows it is anyone's
             guess.
@@ -920,23 +921,28 @@ def _mapped(path: Path):
 def cached_preferences(folder: Path, *args, **options) -> tuple[Pairs, dict]:
     """encode_preferences, once for all processes and runs: what it makes is kept in this folder. The process that
     comes first does it and the others wait; if it dies, the next one does."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_suffix(".lock"), "w") as lock:
-        with contextlib.suppress(ImportError):  # on Windows nobody waits, and each does it
-            import fcntl
+    def write(temporary: Path):
+        pairs, audit = encode_preferences(*args, folder=temporary, **options)
+        about = {"audit": audit, "fingerprint": pairs.fingerprint}
+        (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
-            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed, or the process gone
-        if not folder.exists():
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with open(folder.with_suffix(".lock"), "w") as lock:
+            with contextlib.suppress(ImportError):  # on Windows nobody waits, and each does it
+                import fcntl
 
-            def write(temporary: Path):
-                pairs, audit = encode_preferences(*args, folder=temporary, **options)
-                about = {"audit": audit, "fingerprint": pairs.fingerprint}
-                (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
-
-            write_folder(folder, write)
-    about, pairs = json.loads((folder / "about.json").read_text("utf-8")), Pairs.open(folder)
-    pairs.fingerprint = about["fingerprint"]
-    return pairs, about["audit"]
+                fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed, or the process gone
+            if not folder.exists():
+                write_folder(folder, write)
+    try:
+        about, pairs = json.loads((folder / "about.json").read_text("utf-8")), Pairs.open(folder)
+        pairs.fingerprint = about["fingerprint"]
+        if len(pairs.ids) != pairs.offsets[-1] or len(pairs.tag_text) != pairs.tag_offsets[-1]:
+            raise ValueError("a file of another length")
+        return pairs, about["audit"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
+        raise DataError(f"{folder}: this cache is damaged ({e}); delete the folder") from None
 
 
 def write_folder(folder: Path, write) -> None:

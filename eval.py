@@ -216,8 +216,9 @@ def report(rewards: np.ndarray, pairs: Pairs) -> dict:
     """
     if not len(rewards):
         raise DataError("no pairs to evaluate")
-    if not np.isfinite(rewards).all():
-        raise DataError(f"{(~np.isfinite(rewards)).any(1).sum()} pairs have a reward that is not a finite number")
+    if len(broken := np.flatnonzero(~np.isfinite(rewards).all(1))):
+        where = pairs.tags(pairs.row_of_pair()[broken[0]]).get("where", f"pair {broken[0]}")
+        raise DataError(f"{len(broken)} pairs have a reward that is not a finite number, the first at {where}")
     r_chosen, r_rejected = torch.from_numpy(rewards).unbind(1)  # (n,) each
     accuracy, ties = pairwise_accuracy(r_chosen, r_rejected)
     right = np.sign(rewards[:, 0] - rewards[:, 1]) / 2 + 0.5  # 1, ½ for a tie, 0

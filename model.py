@@ -341,7 +341,7 @@ class RowsInUse(nn.Module):
 
 
 class FrozenLinear(nn.Linear):
-    """A linear map that stays as it was, kept in half precision if asked to; with a rank r, LoRA beside it:
+    """A linear map that stays as it was, kept in `dtype` if given; with a rank r, LoRA beside it:
 
         W x + b + (α/r) · B A x         A (r, in), B (out, r) are all that is trained (Hu et al. 2021, eq 3)
 
@@ -431,6 +431,7 @@ class RewardModel(nn.Module):
         self.config = config
         self.folder: Path | None = None  # where it was loaded from; its tokenizer lies there too
         self.head_origin, self.tensors = "new", {}  # of an opened model: file -> {our name: its name there}
+        self.stored: set[torch.dtype] = set()  # and in what types its layers lie there
         self.model = Decoder(config)
         self.score = nn.Linear(config.hidden_size, 1)
 
@@ -467,12 +468,14 @@ class RewardModel(nn.Module):
                    dtype: torch.dtype | None = None) -> None:
         """Freeze the embedding and the first `frozen_layers` layers. With lora_rank freeze every layer and the last norm,
         and give each matrix behind those first layers its two factors. The value head is always trained. Frozen
-        matrices are kept in dtype, if given.
+        matrices are kept in dtype if they lie in their files in that type, so that nothing of them is lost.
 
-        Raises: CheckpointError where the model has fewer layers.
+        Raises: CheckpointError where the model has fewer layers, or none is left for LoRA.
         """
-        if frozen_layers > len(self.model.layers):
-            raise CheckpointError(f"--freeze-layers {frozen_layers}: the model has {len(self.model.layers)}")
+        if frozen_layers + bool(lora_rank) > len(self.model.layers):
+            raise CheckpointError(f"--freeze-layers {frozen_layers}: the model has {len(self.model.layers)}"
+                                  + ", and LoRA needs one" * bool(lora_rank))
+        dtype = dtype if self.stored == {dtype} else None
         table = self.model.embed_tokens
         table.weight = nn.Parameter(table.weight.detach().to(dtype or table.weight.dtype), requires_grad=False)
         for i, layer in enumerate(self.model.layers):
@@ -551,7 +554,10 @@ class RewardModel(nn.Module):
         files = _tensor_files(folder)
         if (folder / "value_head.safetensors").exists():
             files.append(folder / "value_head.safetensors")
-        shapes = {file: _tensor_shapes(file) for file in files}
+        shapes, stored = {}, {}
+        for file in files:
+            shapes[file], dtypes = _tensor_shapes(file)
+            stored |= dtypes
         found = {name: shape for of_file in shapes.values() for name, shape in of_file.items()}
         heads = [h for h in dict.fromkeys((*HEADS, str(config.raw.get("value_head_prefix")))) if f"{h}.weight" in found]
         if len(heads) > 1:
@@ -573,6 +579,7 @@ class RewardModel(nn.Module):
             raise CheckpointError(f"{folder}: tensors do not fit config.json; " + "; ".join(problems))
         if not has_head and not fresh_head:
             raise CheckpointError(f"{folder}: no reward head (score.weight): a language model, not yet a reward model")
+        model.stored = {dtype for name, dtype in stored.items() if name.startswith("model.layers.")}
         model.folder, model.head_origin = folder, f"kept ({heads[0]})" if has_head else "new"
         model.tensors = {file: {rename.get(n, n): n for n in names if rename.get(n, n) in expected}
                          for file, names in shapes.items()}
@@ -816,14 +823,17 @@ def _tensor_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(weight_map.values()))]
 
 
-def _tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+def _tensor_shapes(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.dtype]]:
+    """Shape and type of every tensor in a file."""
+    types = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     try:
         with safe_open(file, "pt") as tensors:
             slices = {n: tensors.get_slice(n) for n in tensors.keys()}
             for name, part in slices.items():
-                if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):  # integers: somebody's quantised weights
+                if part.get_dtype() not in types:  # integers: somebody's quantised weights
                     raise CheckpointError(f"{file}: {name} is of type {part.get_dtype()}, not floating point")
-            return {n: tuple(part.get_shape()) for n, part in slices.items()}
+            dtypes = {n: types[part.get_dtype()] for n, part in slices.items()}
+            return {n: tuple(part.get_shape()) for n, part in slices.items()}, dtypes
     except (OSError, SafetensorError) as e:
         raise CheckpointError(f"{file}: not a complete safetensors file ({e})") from None
 

@@ -137,7 +137,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--deterministic", action=flag, default=False, help="only operations that give the same bits every time; on "
         "CPUs they all do, on GPUs some are slower")
     add("--on-nan", choices=["stop", "skip"], default="stop", help="a step whose loss or gradient is not a finite "
-        "number is never taken: stop with a checkpoint of what was before, or leave those rows out and go on")
+        "number is never taken: stop with a checkpoint of what was before, or leave that step out and go on")
 
     add = parser.add_argument_group("what to keep").add_argument
     add("--output", metavar="DIR", help="run folder (default: runs/toy; with --data runs/FOLDER-FILE, after it)")
@@ -584,9 +584,15 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
         for step in range(start, total):
             # evaluate; before the step, so that a run resumed here evaluates too
             if step and step % eval_steps == 0:
-                result = evaluate(model, held_out, args, dtype=autocast_dtype(args))
-                log(evaluation_line(step, result))
-                say(f"step {step}/{total}  held-out {headline(result)}")
+                try:
+                    result = evaluate(model, held_out, args, dtype=autocast_dtype(args))
+                    log(evaluation_line(step, result))
+                    say(f"step {step}/{total}  held-out {headline(result)}")
+                except DataError as e:  # a reward that is not finite
+                    if args.on_nan == "stop":
+                        save(step)
+                        raise
+                    say(f"step {step}/{total}  held-out: {e}; skipped")
 
             # set the learning rate
             lr = learning_rate(step, total, args)
@@ -882,7 +888,7 @@ def start_processes(args) -> None:
         torch.cuda.set_device(args.device)
         backend, where = "nccl", {"device_id": args.device}
     try:
-        alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        alone = {} if world()[1] > 1 else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         # Others wait while rank 0 writes a large checkpoint: NCCL's ten minutes may be too few.
         dist.init_process_group(backend, timeout=datetime.timedelta(hours=2), **where, **alone)
     except ValueError as e:
@@ -907,13 +913,14 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + e.args[0]
     except (DataError, CheckpointError, SafetensorError, OSError) as e:
         return complain(e, 2)
-    except torch.OutOfMemoryError as e:
-        return complain(f"out of memory ({str(e).splitlines()[0]}); docs/scaling.md says what to try, in order", 2)
-    except RuntimeError as e:
-        if world()[1] == 1 or not re.search("gloo|nccl|connection|socket|peer", str(e), re.I):
+    except (RuntimeError, MemoryError) as e:
+        line = (str(e) or repr(e)).splitlines()[0]
+        if isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in line:
+            return complain(f"out of memory ({line}); docs/scaling.md says what to try, in order", 2)
+        if world()[1] == 1 or not re.search("gloo|nccl|connection|socket|peer", line, re.I):
             raise
         return complain(f"process {world()[0]} of {world()[1]} lost another one, whose own message says why; --resume "
-                        f"goes on from the last checkpoint ({str(e).splitlines()[0]})", 1)
+                        f"goes on from the last checkpoint ({line})", 1)
     except KeyboardInterrupt:
         return complain("interrupted", 130)
     finally:

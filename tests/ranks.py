@@ -39,12 +39,13 @@ def read_pairs(file):
 
 def sgd(folder, *settings, steps=3):
     """{what: tensor} after some steps of plain SGD: the first gradient, weights, losses, held-out rewards, share kept here."""
-    args = train_rm.parse_options([str(a) for a in ("--batch-size", 8, "--model", folder / "tiny", *settings,
+    base = folder / ("in bf16" if "--bf16" in settings else "tiny")
+    args = train_rm.parse_options([str(a) for a in ("--batch-size", 8, "--model", base, *settings,
                                                     "--center-rewards-coefficient", 0.01)])
     args.device, (rank, ranks) = torch.device("cpu"), train_rm.world()
     pairs, scaler = read_pairs(folder / "d.jsonl"), torch.amp.GradScaler("cpu", enabled=False)
     torch.manual_seed(0)
-    model = RewardModel.open(folder / "tiny")
+    model = RewardModel.open(base)
     train_rm.to_the_machine(model, args, pairs.used_ids)
     of_rank = sum(getattr(p, "to_local", lambda: p)().numel() for p in model.parameters())
     kept = {"kept/share": torch.tensor(of_rank / sum(p.numel() for p in model.parameters()))}
@@ -90,7 +91,8 @@ def main(folder, *args, data="d.jsonl"):
     """train_rm.py's command line in a process group that is there already: status, stderr."""
     err = io.StringIO()
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
-        status = train_rm.main([str(a) for a in ("--model", folder / "tiny", "--data", folder / data, "--eval-data",
+        base = folder / ("in bf16" if "--bf16" in args else "tiny")
+        status = train_rm.main([str(a) for a in ("--model", base, "--data", folder / data, "--eval-data",
                                                  folder / "e.jsonl", *RUN, *args)])
     dist.barrier()
     return status, err.getvalue()

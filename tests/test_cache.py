@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, save_run, tiny_model, tiny_tokenizer
 
 import train_rm
-from data import Pairs, Preference, Preferences, cached_preferences, encode_preferences, split_by_prompt, step_batches, toy_preferences
+from data import DataError, Pairs, Preference, Preferences, cached_preferences, encode_preferences, split_by_prompt, step_batches, toy_preferences
 
 ROWS = [*toy_preferences(60, 0), {"prompt": "é?", "responses": ["a", "b", "c"], "scores": [1, 2, 2], "id": "k", "subset": "ü"}]
 
@@ -146,3 +146,16 @@ def test_every_rank_has_equally_many_micro_batches_and_every_row_is_in_one(tmp_p
                 assert len({len(hands) for hands in shares}) == 1
                 rows = sorted(r for hands in shares for hand in hands for r in hand)
                 assert rows == sorted(step_batches(pairs, step, 8)[0][0]) and len(rows) == (8 if step == 0 else 5)
+
+
+@pytest.mark.parametrize("file, damage", [
+    ("ids.bin", lambda data: data[:-400]), ("ids.bin", lambda data: data[:-2]), ("tags.jsonl", lambda data: data[:-3]),
+    ("arrays.safetensors", lambda data: data[:100]), ("about.json", lambda data: b"{"), ("about.json", None)])
+def test_a_damaged_cache_is_named(tmp_path, file, damage):
+    preferences = Preferences([write(tmp_path / "d.jsonl", ROWS)])
+    make = lambda: cached_preferences(tmp_path / "cache", preferences, tiny_tokenizer(), 256)
+    make()
+    path = tmp_path / "cache" / file
+    path.write_bytes(damage(path.read_bytes())) if damage else path.unlink()
+    with pytest.raises(DataError, match="cache: this cache is damaged .*; delete the folder"):
+        make()

@@ -36,6 +36,9 @@ def folder(tmp_path_factory):
     """What ranks.py and crash.py train from."""
     folder = tmp_path_factory.mktemp("scaling")
     save_run(folder / "tiny", tiny_model(), tiny_tokenizer(), 256)
+    copy_run(folder / "tiny", folder / "in bf16")  # stored in bfloat16, as large models are
+    tensors = load_file(folder / "tiny" / "model.safetensors")
+    save_file({name: t.bfloat16() for name, t in tensors.items()}, folder / "in bf16" / "model.safetensors")
     rows = toy_rows(17)
     write_rows(folder / "d.jsonl", rows)
     write_rows(folder / "e.jsonl", toy_rows(6, seed=9))
@@ -94,13 +97,13 @@ def equal(a, b):
 @pytest.mark.parametrize("n, way", [(2, way) for way in WAYS] + [(4, way) for way in FOUR])
 def test_ranks_and_shards_take_the_steps_of_one_process(n, way, ranks, folder):
     lora, half = "--lora-rank" in WAYS[way], "--bf16" in WAYS[way]
-    one = sgd(folder, *([s for s in WAYS[way] if s != "--shard"] if lora else []))
+    one = sgd(folder, *([s for s in WAYS[way] if s != "--shard"] if lora or half else []))
     many, gradients = load_file(folder / f"{n} {way}.safetensors"), sum(name.startswith("gradient/") for name in one)
     assert one.keys() == many.keys() and gradients == (30 if half else 16 if lora else 22)
     assert [many[f"sums/{step}"][5].item() for step in range(3)] == [8, 8, 1]
     for name in one.keys() - {"kept/share"}:
         exact = name.startswith(("gradient/", "weight/"))  # sums and rewards add up many roundings
-        torch.testing.assert_close(many[name], one[name], atol=2e-2 if half else 1e-6 if exact else 1e-5,
+        torch.testing.assert_close(many[name], one[name], atol=5e-2 if half else 1e-6 if exact else 1e-5,
                                    rtol=1e-2 if half else 0 if exact else 1e-5, msg=lambda m: f"{name}: {m}")
 
 
@@ -169,11 +172,11 @@ def test_a_lost_rank_ends_the_job_with_a_line_that_says_so(tmp_path):
 # ---------------------------------------------------------------- LoRA, frozen layers
 
 
-def with_lora(folder, *settings):
+def with_lora(folder, *settings, base="tiny"):
     """A model as --lora-rank 2 trains it, before the first step."""
     torch.manual_seed(0)
-    model = RewardModel.open(folder / "tiny")
-    args = options("--model", folder / "tiny", "--lora-rank", 2, *settings)
+    model = RewardModel.open(folder / base)
+    args = options("--model", folder / base, "--lora-rank", 2, *settings)
     args.device = torch.device("cpu")
     train_rm.to_the_machine(model, args, read_pairs(folder / "d.jsonl").used_ids)
     return model, args
@@ -216,7 +219,7 @@ def test_the_number_of_trained_parameters_is_what_the_formula_says(folder):
     trained = lambda *settings: sum(p.numel() for p in with_lora(folder, *settings)[0].parameters() if p.requires_grad)
     assert trained() == 2 * of_layer + D
     assert trained("--freeze-layers", 1) == of_layer + D
-    assert trained("--freeze-layers", 2, "--center-rewards-coefficient", 0.1) == D + 1
+    assert trained("--freeze-layers", 1, "--center-rewards-coefficient", 0.1) == of_layer + D + 1
 
 
 @pytest.mark.parametrize("half", [[], ["--bf16"]])
@@ -255,14 +258,27 @@ def test_frozen_layers_stay_as_they_are_and_the_rest_trains(folder, tmp_path):
     assert f"{sum(t.numel() for n, t in after.items() if n not in frozen):,} of them trained" in out
 
 
-def test_frozen_matrices_are_kept_in_half_precision_and_trained_numbers_are_not(folder):
-    model, _ = with_lora(folder, "--freeze-layers", 1, "--bf16")
-    base = load_file(folder / "tiny" / "model.safetensors")
+@pytest.mark.parametrize("base, half", [("in bf16", "--bf16"), ("in bf16", "--fp16"), ("tiny", "--bf16")])
+def test_frozen_matrices_stay_in_half_precision_where_they_lie_in_it_and_trained_numbers_do_not(base, half, folder):
+    model, _ = with_lora(folder, "--freeze-layers", 1, half, base=base)
+    stored = load_file(folder / base / "model.safetensors")
     for name, p in model.named_parameters():
         frozen_matrix = p.ndim == 2 and not p.requires_grad
-        assert p.dtype == (torch.bfloat16 if frozen_matrix else torch.float32), name
-        assert not frozen_matrix or torch.equal(p, base[name].bfloat16())
+        lossless = frozen_matrix and (base, half) == ("in bf16", "--bf16")
+        assert p.dtype == (torch.bfloat16 if lossless else torch.float32), name
+        assert not frozen_matrix or torch.equal(p.float(), stored[name].float())
     assert sum(isinstance(module, FrozenLinear) for module in model.modules()) == 14
+
+
+@pytest.mark.parametrize("half", ["--bf16", "--fp16"])
+def test_half_precision_leaves_frozen_layers_as_they_were(half, folder, tmp_path):
+    for base in ("tiny", "in bf16"):
+        args = ["--model", folder / base, "--freeze-layers", 1, half, "--output", tmp_path / base]
+        status, _, err = train(folder, *args)
+        assert status == 0, err
+        before, after = (load_file(f / "model.safetensors") for f in (folder / base, tmp_path / base))
+        frozen = {name for name in before if name.startswith(("model.embed_tokens.", "model.layers.0."))}
+        assert {name for name in before if torch.equal(before[name].float(), after[name])} == frozen
 
 
 @pytest.mark.parametrize("args, message", [
@@ -270,6 +286,7 @@ def test_frozen_matrices_are_kept_in_half_precision_and_trained_numbers_are_not(
     (["--freeze-layers", 1], "--freeze-layers needs --model"),
     (["--model", "tiny", "--lora-alpha", 2], "--lora-alpha needs --lora-rank"),
     (["--model", "tiny", "--freeze-layers", 3], "--freeze-layers 3: the model has 2"),
+    (["--model", "tiny", "--freeze-layers", 2, "--lora-rank", 2], "the model has 2, and LoRA needs one"),
 ])
 def test_less_to_train_than_there_is_is_refused(args, message, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
@@ -426,3 +443,33 @@ def test_a_deterministic_run_asks_torch_and_notes_what_repeats_it(folder, tmp_pa
     assert saved["data_fingerprint"] == read_pairs(folder / "d.jsonl").fingerprint
     assert saved["versions"].keys() == {"torch", "tokenizers", "safetensors", "numpy", "python", "cuda"}
     assert saved["versions"]["torch"] == torch.__version__ and saved["versions"]["python"] == platform.python_version()
+
+
+# ---------------------------------------------------------------- a user's mistakes
+
+
+def test_processes_that_torchrun_did_not_start_are_refused(folder, tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / "train_rm.py"), "--model", str(folder / "tiny"), "--batch-size", "8",
+                           "--output", str(tmp_path / "run")], capture_output=True, text=True, env=ONE_THREAD | {"WORLD_SIZE": "2"})
+    assert done.returncode == 2 and done.stderr.startswith("train_rm.py: WORLD_SIZE is 2, but not by torchrun")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
+def test_too_little_memory_costs_one_line_that_says_what_to_do(error, folder, tmp_path, monkeypatch):
+    def greedy(*args):
+        raise error
+
+    monkeypatch.setattr(train_rm, "accumulate_gradients", greedy)
+    status, _, err = train(folder, "--output", tmp_path / "run")
+    assert status == 2 and err.startswith("train_rm.py: out of memory (") and "docs/scaling.md" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("choice", ["stop", "skip"])
+def test_an_evaluation_without_a_number_keeps_the_work_that_was_done(choice, folder, tmp_path, no_reward_for_at_signs):
+    bad = write_rows(tmp_path / "e.jsonl", [*toy_rows(3), {"prompt": "q", "chosen": "@", "rejected": "b"}])
+    status, out, err = train(folder, "--eval-steps", 2, "--on-nan", choice, "--eval-data", bad, "--output", tmp_path / "run")
+    assert status == 2 and f"1 pairs have a reward that is not a finite number, the first at {bad}:4" in err
+    kept = [p.name for p in train_rm.checkpoints(tmp_path / "run")]
+    assert kept == (["checkpoint-2"] if choice == "stop" else ["checkpoint-3"])
+    assert (tmp_path / "run" / "model.safetensors").exists() == (choice == "skip")
