@@ -77,6 +77,7 @@ class Preference:
         indices = range(len(self.scores))
         return [(i, j) for i in indices for j in indices if self.scores[i] > self.scores[j]]
 
+    @functools.cached_property
     def key(self) -> int:
         """64 bits of what must not stand on both sides of a split: the prompt, or without one the texts themselves."""
         return _bits(json.dumps(self.prompt or sorted(map(_text, self.responses))))
@@ -234,7 +235,7 @@ class Side(Preferences):
     def __iter__(self) -> Iterator[Preference]:
         keys = self.keys()
         for p in self.preferences:
-            if (p.key() in keys) == self.inside:
+            if (p.key in keys) == self.inside:
                 yield p
         if not self.inside:  # what is no preference belongs to no side; it is counted once
             self.malformed = getattr(self.preferences, "malformed", 0)
@@ -393,7 +394,7 @@ def split_by_prompt(preferences: Iterable[Preference], eval_fraction: float, see
 
     @functools.cache
     def held_out() -> set[int]:
-        keys = sorted({p.key() for p in preferences})
+        keys = sorted({p.key for p in preferences})
         random.Random(seed).shuffle(keys)
         if len(keys) <= (n := max(1, round(len(keys) * eval_fraction))):
             raise DataError(f"{len(keys)} different prompts are too few to hold some out; give --eval-data")
@@ -851,7 +852,7 @@ def encode_preferences(
             columns["row_sequences"].append(first + len(p.responses))
             columns["row_pairs"].append(len(columns["chosen"]))
             columns["prompt_tokens"].append(fitted[1])
-            columns["prompt_key"].append(p.key())
+            columns["prompt_key"].append(p.key)
             columns["tag_offsets"].append(columns["tag_offsets"][-1] + written)
         in_memory = [] if folder else [ids_file.getbuffer(), tags_file.getbuffer()]
     left_out["malformed"] = getattr(preferences, "malformed", 0)

@@ -1,6 +1,6 @@
 """train_rm.py: train a reward model from human choices.  Read last; it uses loss, model, data and eval.
 
-    python train_rm.py                                                  the toy world: no download, about a minute
+    python train_rm.py                                                  the toy world: no download, a minute or two
     python train_rm.py --data pairs.jsonl                               a small model from scratch on your pairs
     python train_rm.py --model DIR --data pairs.jsonl --epochs 1        from pretrained weights, as one would for RLHF
     torchrun --nproc-per-node 8 train_rm.py --model DIR --data …        the same on eight GPUs (docs/scaling.md)

@@ -266,7 +266,7 @@ def cells(r: dict) -> dict[str, str]:
                    "peak_mb_with_batches")
         return {column: f"{r[name]:,.{2 if name == 'seconds_found' else 0}f}" for column, name in zip(COLUMNS["data"], numbers)}
     known = {"parameters": r["shape"], "shape": r["shape"], "tokens": f"{r['length']}", "pairs per step": f"{r['pairs']}",
-             "processes": r["how"], "options": " ".join(f"`{o}`" for o in r["options"]), "peak MB": "did not fit"}
+             "processes": r["how"], "options": r["options"] and f"`{' '.join(r['options'])}`" or "", "peak MB": "did not fit"}
     return known if "did_not_fit" in r else known | {
         "parameters": f"{r['parameters'] / 1e6:,.1f}M, {r['weights_of_layers'] / 1e6:,.1f}M of them in layers",
         "pairs/s": f"{r['pairs_per_second']:.3g}", "tokens/s": f"{r['tokens_per_second']:,.0f}",

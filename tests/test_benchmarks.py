@@ -26,7 +26,6 @@ def test_every_kind_of_process_reports_finite_losses_tokens_and_a_share_of_the_p
         ("one process", True, "--bf16"), ("DDP, one rank", True, "--bf16"), ("FSDP2, one rank", True, "--bf16")]
     for row in rows:
         assert len(row["losses"]) == 2 + row["skipped"] and all(map(math.isfinite, row["losses"]))
-        assert row["losses"][-1] < row["losses"][0]  # the same pairs again
         assert row["tokens_per_second"] > 0 and 0 < row["of_peak"] < 1
         assert row["losses"][0] == pytest.approx(rows[4 if "--lora-rank" in row["options"] else 0]["losses"][0], abs=0.01)
     assert list(scaling.tables(file)) == ["gpu"] and scaling.tables(file)["gpu"].count("| finite |") == len(rows)

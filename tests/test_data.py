@@ -570,14 +570,14 @@ def test_no_prompt_is_on_both_sides_of_a_split():
     split = lambda seed: tuple(map(list, split_by_prompt(preferences, 0.2, seed)))
     train, held_out = split(0)
     assert len(train) + len(held_out) == 200 and len(held_out) == 40
-    assert not {p.key() for p in train} & {p.key() for p in held_out}
+    assert not {p.key for p in train} & {p.key for p in held_out}
     assert split(0) == (train, held_out) != split(1)
 
 
 def test_without_prompts_a_pair_and_its_contradiction_stay_together():
     preferences = [pair("", f"a{i}", f"b{i}") for i in range(50)] + [pair("", f"b{i}", f"a{i}") for i in range(50)]
     train, held_out = map(list, split_by_prompt(preferences, 0.3, seed=0))
-    assert len(held_out) == 30 and not {p.key() for p in train} & {p.key() for p in held_out}
+    assert len(held_out) == 30 and not {p.key for p in train} & {p.key for p in held_out}
 
 
 def test_one_prompt_cannot_be_split():

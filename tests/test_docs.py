@@ -51,7 +51,7 @@ def test_every_option_the_readme_and_docstrings_name_exists():
         known |= set(re.findall(r"--[a-z][a-z0-9-]+", help_text(lambda argv: evaluation.main([command, *argv]))))
     known |= {"--nproc-per-node", "--tables", "--index-url", "--help"}
     known |= {"--trl", "--llamafactory", "--transformers", "--shape", "--dtype", "--data", "--device"}  # benchmarks/speed.py
-    known |= {"--nnodes", "--rdzv-backend", "--rdzv-endpoint"}  # torchrun's
+    known |= {"--nnodes", "--rdzv-id", "--rdzv-backend", "--rdzv-endpoint"}  # torchrun's
     for text in (README, (ROOT / "docs" / "scaling.md").read_text("utf-8"), *(f.__doc__ for f in FILES.values())):
         assert set(re.findall(r"--[a-z][a-z0-9-]+", text)) <= known
 
