@@ -1,4 +1,7 @@
 """What several test files need: the project's folder on the path, tiny models and tokenizers, the optional shared data."""
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,8 +12,9 @@ sys.path.insert(0, str(ROOT))
 import pytest
 import tokenizers
 import torch
+from safetensors.torch import load_file, save_file
 
-from data import Tokenizer
+from data import Tokenizer, toy_preferences
 from model import RewardModel
 
 # For tests on real data and real tokenizers, which a clone does not carry.
@@ -51,3 +55,30 @@ def save_run(folder: Path, model: RewardModel, tokenizer: Tokenizer, max_length:
     model.save_pretrained(folder, tokenizer.pad_id)
     tokenizer.save(folder, max_length)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def background(request, tmp_path_factory):
+    """For test_scaling.py: a folder to train from, and ranks.py and crash.py, which work in it while other tests run."""
+    if not any(item.path.name == "test_scaling.py" for item in request.session.items):
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("scaling")
+    rows = list(toy_preferences(17, 0))
+    bad = [*rows[:12], rows[12] | {"rejected": "It is @."}, *rows[13:]]
+    for name, content in (("d", rows), ("e", toy_preferences(6, 9)), ("bad", bad)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    for name in ("tiny", "in bf16"):  # the second as large models are stored
+        save_run(folder / name, tiny_model(), tiny_tokenizer(), 256)
+    tensors = load_file(folder / "tiny" / "model.safetensors")
+    save_file({name: t.bfloat16() for name, t in tensors.items()}, folder / "in bf16" / "model.safetensors")
+    (folder / "crash").mkdir()
+    for name in ("tiny", "d.jsonl", "e.jsonl"):
+        (folder / "crash" / name).symlink_to(folder / name)
+    started = [subprocess.Popen([sys.executable, str(ROOT / "tests" / script), str(where)], stderr=subprocess.PIPE, text=True,
+                                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+               for script, where in (("ranks.py", folder), ("crash.py", folder / "crash"))]
+    yield folder, *started
+    for process in started:
+        process.kill()
+        process.wait()

@@ -1,6 +1,6 @@
-"""The ranks of test_scaling.py: two processes, then four, train in every way and write what came out.
+"""The ranks of test_scaling.py: one process, then four, then two train in every way and write what came out.
 
-    python ranks.py FOLDER        FOLDER holds tiny, a run folder; d.jsonl, e.jsonl, bad.jsonl; `one`, a run of one process
+    python ranks.py FOLDER        FOLDER holds the model folders "tiny" and "in bf16", and d.jsonl, e.jsonl, bad.jsonl
 """
 import contextlib
 import io
@@ -94,12 +94,18 @@ def main(folder, *args, data="d.jsonl"):
         base = folder / ("in bf16" if "--bf16" in args else "tiny")
         status = train_rm.main([str(a) for a in ("--model", base, "--data", folder / data, "--eval-data",
                                                  folder / "e.jsonl", *RUN, *args)])
-    dist.barrier()
+    if dist.is_initialized():
+        dist.barrier()
     return status, err.getvalue()
 
 
 def work(folder, rank, ranks):
-    """All that one rank does."""
+    """All that one rank does; one process alone makes what ranks are compared with."""
+    if ranks == 1:
+        for name, settings in (("one", []), ("one lora", LORA)):
+            status, err = main(folder, *settings, "--output", folder / name)
+            assert status == 0, err
+        return
     dist.init_process_group("gloo", init_method=f"file://{folder / f'meeting of {ranks}'}", rank=rank, world_size=ranks)
     train_rm.start_processes, dist.destroy_process_group, done = lambda args: None, lambda: None, {}
     train_rm.time.sleep = lambda seconds: None  # ranks that wait for torchrun to end them would wait for nothing here
@@ -137,7 +143,7 @@ def fork(folder, rank, ranks) -> int:
 
 if __name__ == "__main__":
     # As torchrun would start them, but with one import of torch for all.
-    for ranks in (2, 4):
+    for ranks in (1, 4, 2):
         children = [fork(Path(sys.argv[1]), rank, ranks) for rank in range(ranks)]
         if any([os.waitpid(child, 0)[1] for child in children]):
             sys.exit(1)

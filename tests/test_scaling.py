@@ -31,39 +31,23 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 BAD = tiny_tokenizer().backend.token_to_id("@")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture(scope="session")
+def folder(background):
     """What ranks.py and crash.py train from."""
-    folder = tmp_path_factory.mktemp("scaling")
-    save_run(folder / "tiny", tiny_model(), tiny_tokenizer(), 256)
-    copy_run(folder / "tiny", folder / "in bf16")  # stored in bfloat16, as large models are
-    tensors = load_file(folder / "tiny" / "model.safetensors")
-    save_file({name: t.bfloat16() for name, t in tensors.items()}, folder / "in bf16" / "model.safetensors")
-    rows = toy_rows(17)
-    write_rows(folder / "d.jsonl", rows)
-    write_rows(folder / "e.jsonl", toy_rows(6, seed=9))
-    write_rows(folder / "bad.jsonl", [*rows[:12], rows[12] | {"rejected": "It is @."}, *rows[13:]])
-    return folder
+    return background[0]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def crashes(folder):
-    """crash.py, which works while other tests do."""
-    copy = folder / "crash"
-    copy.mkdir()
-    for name in ("tiny", "d.jsonl", "e.jsonl"):
-        (copy / name).symlink_to(folder / name)
-    process = subprocess.Popen([sys.executable, str(ROOT / "tests" / "crash.py"), str(copy)], env=ONE_THREAD)
-    yield process, copy / "crash.json"
-    process.kill()
-    process.wait()
+def findings(process, file):
+    """What one of them has found, when it has."""
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    return json.loads(file.read_text())
 
 
-@pytest.fixture(scope="module")
-def crashed(crashes):
-    process, findings = crashes
-    assert process.wait(120) == 0
-    return json.loads(findings.read_text())
+@pytest.fixture(scope="session")
+def crashed(background):
+    folder, _, crash = background
+    return findings(crash, folder / "crash" / "crash.json")
 
 
 def train(folder, *args, data="d.jsonl"):
@@ -71,16 +55,11 @@ def train(folder, *args, data="d.jsonl"):
     return command("--model", folder / "tiny", "--data", folder / data, "--eval-data", folder / "e.jsonl", *RUN, *args)
 
 
-@pytest.fixture(scope="module")
-def ranks(folder):
-    """What two and four ranks made of it; `one` and `one lora` are runs of this process, to compare with and go on from."""
-    for name, settings in (("one", []), ("one lora", LORA)):
-        status, _, err = train(folder, *settings, "--output", folder / name)
-        assert status == 0, err
-    done = subprocess.run([sys.executable, str(ROOT / "tests" / "ranks.py"), str(folder)], capture_output=True, text=True,
-                          env=ONE_THREAD)
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / "done 2.json").read_text())
+@pytest.fixture(scope="session")
+def ranks(background):
+    """What two and four ranks made of it; `one` and `one lora` are runs of one process, to compare with and go on from."""
+    folder, ranks, _ = background
+    return findings(ranks, folder / "done 2.json")
 
 
 def losses(run, after=0):
