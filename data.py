@@ -807,7 +807,7 @@ class Pairs:
         return self.of_pairs(np.diff(self.offsets))
 
 
-# The columns of Pairs as they grow: 64-bit integers, but for float32 margins and unsigned keys; and what they start with.
+# The columns of Pairs as they grow, 64-bit integers but for float32 margins and unsigned keys, and how they start.
 COLUMNS = {"offsets": ("q", [0]), "row_sequences": ("q", [0]), "row_pairs": ("q", [0]), "tag_offsets": ("q", [0]),
            "chosen": ("q", []), "rejected": ("q", []), "prompt_tokens": ("q", []), "margin": ("f", []),
            "prompt_key": ("Q", [])}
@@ -872,6 +872,7 @@ def encoded_rows(
     takes; the others are counted. A thread encodes one block of rows while the next one is rendered."""
 
     def render():
+        """(preference, texts, prompt characters)"""
         for p in preferences:
             if not all(response and response[-1]["content"].strip() for response in p.responses):
                 left_out["empty side"] += 1  # the whole row, whatever else is in it; so with the other reasons

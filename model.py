@@ -311,7 +311,7 @@ class RowsInUse(nn.Module):
     def __init__(self, embedding: nn.Embedding, used: Tensor):
         super().__init__()
         (V, D), device = embedding.weight.shape, embedding.weight.device
-        self.used = used  # (used,) token ids in order; no buffer, or `load`, which makes all of them anew, would lose it
+        self.used = used  # (used,) token ids in order; no buffer: `load` makes all of those anew
         self.weight = nn.Parameter(torch.empty(len(used), D, device=device))  # (used, D)
         self.register_buffer("frozen", torch.empty(V, D, device=device), persistent=False)
         self.register_buffer("row", torch.empty(V, dtype=torch.long, device=device), persistent=False)
@@ -466,8 +466,8 @@ class RewardModel(nn.Module):
 
     def train_less(self, frozen_layers: int = 0, lora_rank: int = 0, lora_alpha: float = 0.0,
                    dtype: torch.dtype | None = None) -> None:
-        """Freeze the embedding and the first `frozen_layers` layers. With lora_rank freeze every layer and the last norm,
-        and give each matrix behind those first layers its two factors. The value head is always trained. Frozen
+        """Freeze the embedding and the first `frozen_layers` layers. With lora_rank freeze every layer and the last
+        norm, and give each matrix behind those first layers its two factors. The value head is always trained. Frozen
         matrices are kept in dtype if they lie in their files in that type, so that nothing of them is lost.
 
         Raises: CheckpointError where the model has fewer layers, or none is left for LoRA.

@@ -83,8 +83,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--too-long", choices=["shorten-prompt", "drop"], default="shorten-prompt", help="longer pairs: cut the oldest "
         "tokens of the prompt (never a response), or leave the pair out")
     add("--skip-bad-rows", action=flag, default=False, help="leave malformed rows out and count them")
-    add("--cache-dir", metavar="DIR", help="keep the data's tokens there, mapped into memory and shared by all processes "
-        f"and later runs (default: runs/cache for files of over {CACHE_FROM // 10**6} MB, memory for smaller ones)")
+    add("--cache-dir", metavar="DIR", help="keep the data's tokens there, mapped into memory and shared by all "
+        f"processes and later runs (default: runs/cache for files of over {CACHE_FROM // 10**6} MB, otherwise memory)")
     add("--toy-pairs", type=natural, default=48000, help="size of the toy world, held-out pairs included")
 
     add = parser.add_argument_group("a model from scratch (without --model)").add_argument

@@ -427,10 +427,10 @@ def test_a_deterministic_run_asks_torch_and_notes_what_repeats_it(folder, tmp_pa
 # ---------------------------------------------------------------- a user's mistakes
 
 
-def test_processes_that_torchrun_did_not_start_are_refused(folder, tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / "train_rm.py"), "--model", str(folder / "tiny"), "--batch-size", "8",
-                           "--output", str(tmp_path / "run")], capture_output=True, text=True, env=ONE_THREAD | {"WORLD_SIZE": "2"})
-    assert done.returncode == 2 and done.stderr.startswith("train_rm.py: WORLD_SIZE is 2, but not by torchrun")
+def test_processes_that_torchrun_did_not_start_are_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, err = train(folder, "--output", tmp_path / "run")
+    assert status == 2 and err.startswith("train_rm.py: WORLD_SIZE is 2, but not by torchrun") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"),
