@@ -226,7 +226,7 @@ class Preferences:
                 self.malformed += 1
 
 
-class Side(Preferences):
+class Side:
     """Those of some preferences whose prompt is among the keys, or is not."""
 
     def __init__(self, preferences: Iterable[Preference], keys: Callable[[], set[int]], inside: bool):

@@ -843,7 +843,7 @@ def main(argv: list[str] | None = None) -> int:
     speak_utf8()
     try:
         folder = model_folder(args.run, args.revision)
-        model = RewardModel.from_pretrained(folder).to(pick_device(args.device)).eval()
+        model = RewardModel.from_pretrained(folder, device=pick_device(args.device)).eval()
         tokenizer = Tokenizer.from_folder(folder)
         max_length = usable_length(model, tokenizer, args.max_length)
         options = {"tokens_per_batch": args.tokens_per_batch, "dtype": torch.bfloat16 if args.bf16 else None}

@@ -431,7 +431,7 @@ class RewardModel(nn.Module):
         self.config = config
         self.folder: Path | None = None  # where it was loaded from; its tokenizer lies there too
         self.head_origin, self.tensors = "new", {}  # of an opened model: file -> {our name: its name there}
-        self.stored: set[torch.dtype] = set()  # and in what types its layers lie there
+        self.stored: set[torch.dtype] = set()  # and in what types its decoder lies there
         self.model = Decoder(config)
         self.score = nn.Linear(config.hidden_size, 1)
 
@@ -573,13 +573,13 @@ class RewardModel(nn.Module):
         extra = sorted(found.keys() - expected.keys() - ignored)
         misshapen = [f"{n} {list(found[n])} instead of {list(expected[n])}"
                      for n in sorted(expected.keys() & found.keys()) if found[n] != expected[n]]
-        problems = [f"{what}: {_few(names)}" for what, names in
+        problems = [f"{what}: {few(names)}" for what, names in
                     (("missing", missing), ("not expected", extra), ("wrong shape", misshapen)) if names]
         if problems:
             raise CheckpointError(f"{folder}: tensors do not fit config.json; " + "; ".join(problems))
         if not has_head and not fresh_head:
             raise CheckpointError(f"{folder}: no reward head (score.weight): a language model, not yet a reward model")
-        model.stored = {dtype for name, dtype in stored.items() if name.startswith("model.layers.")}
+        model.stored = {dtype for name, dtype in stored.items() if name in expected and name.startswith("model.")}
         model.folder, model.head_origin = folder, f"kept ({heads[0]})" if has_head else "new"
         model.tensors = {file: {rename.get(n, n): n for n in names if rename.get(n, n) in expected}
                          for file, names in shapes.items()}
@@ -588,7 +588,11 @@ class RewardModel(nn.Module):
     @torch.no_grad()
     def load(self, device: str | torch.device = "cpu") -> None:
         """Bring the numbers of an opened model from its files to the device, one tensor after the other, of which a
-        rank keeps its shard: no rank ever holds more than one whole tensor."""
+        rank keeps its shard: no rank ever holds more than one whole tensor.
+
+        They are copied, not mapped: a file aligns its tensors to 8 bytes, memory to 64, and on that depends in which
+        order some kernels sum. A resumed run would differ from an uninterrupted one in the last bit.
+        """
         self.to_empty(device=device)
         self.init_head()  # for a head that is not in the files, or has no bias there: transformers and TRL have none
         for module in self.modules():
@@ -838,5 +842,6 @@ def _tensor_shapes(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, to
         raise CheckpointError(f"{file}: not a complete safetensors file ({e})") from None
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def few(names: list[str], most: int = 4) -> str:
+    """The first ones, for a line, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

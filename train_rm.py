@@ -45,7 +45,7 @@ from data import toy_preferences, write_folder
 from eval import check_ids, describe, number, pick_device, plot_curve, pyplot, replacing, report, score, score_pairs
 from eval import speak_utf8, usable_length
 from loss import bradley_terry_loss, pairwise_accuracy
-from model import CheckpointError, FrozenLinear, RewardModel, RowsInUse, is_sharded, place, read_json, whole
+from model import CheckpointError, FrozenLinear, RewardModel, RowsInUse, few, is_sharded, place, read_json, whole
 
 CACHE_FROM = 50 * 10**6  # bytes of data
 
@@ -375,7 +375,7 @@ def save_checkpoint(folder: Path, model, tokenizer, optimizer, state: dict, max_
 def optimizer_tensors(model, optimizer) -> Iterator[tuple[str, torch.Tensor]]:
     """(key/parameter, whole tensor) of AdamW's state: exp_avg, exp_avg_sq, step. With LoRA also "trained", what a
     merged model no longer tells apart."""
-    lora = any(isinstance(module, FrozenLinear) and module.lora_A is not None for module in model.modules())
+    lora = any("lora_" in name for name, _ in model.named_parameters())
     for name, p in model.named_parameters():
         kept = dict(optimizer.state.get(p, {})) | ({"trained": p} if lora and p.requires_grad else {})
         for key, value in kept.items():
@@ -623,7 +623,7 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
             else:
                 what = f"loss is {sums[0] / n}" if not math.isfinite(sums[0]) else f"gradient's norm is {grad_norm}"
                 rows = rows_to_blame(pairs, hands, batches, seen)
-                message = f"step {done}: the {what}; rows: {few(rows)}"
+                message = f"step {done}: the {what}; rows: {few(rows, 8)}"
                 if args.on_nan == "stop":
                     if step > start:
                         save(step)
@@ -656,11 +656,6 @@ def train(args, model, tokenizer, pairs, held_out, max_length: int, resume: Path
             if stopping:
                 raise Stopped(stopping[0])
     return total
-
-
-def few(places: list[str]) -> str:
-    """Some of them, for a line, and how many more."""
-    return ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
 
 
 def not_compiled(args):
