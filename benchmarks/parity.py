@@ -1,59 +1,91 @@
-"""Step for step beside TRL's RewardTrainer: a folder that minRM wrote, head included, trained on by both.
+"""Step for step beside TRL's RewardTrainer, from a folder that we saved, its value head included.
 
     python benchmarks/parity.py --data PAIRS.jsonl.gz --trl PYTHON
+    python benchmarks/parity.py --tables        what the README quotes
 
-PYTHON is the interpreter of an environment with TRL. Both start from the same weights and see the same token ids in the
-same order: 20 steps of 4 pairs, float32, AdamW, no weight decay, constant learning rate. Losses and what differs go to
-benchmarks/parity.json;  --tables  prints what the README quotes.
+PYTHON is the interpreter of an environment with TRL. All start from the same weights and see the
+same token ids in the same order: 20 steps of 4 pairs in float32. AdamW has the same betas, weight
+decay and clipping, and a constant learning rate at which a step matters. The losses of TRL, of the
+plain form and of --pack go to parity.json.
 """
-import argparse
 import json
 import sys
 import tempfile
 from pathlib import Path
 
-import speed
+from common import SHAPES, how_made, largest_difference, new_parser, spawn, write
+from prepare import prepare
 
-RESULTS = Path(__file__).with_suffix(".json")
+import train_rm
+
+HERE = Path(__file__).resolve()
+RESULTS = HERE.with_suffix(".json")
+TRAINERS = HERE.with_name("trainers.py")
 STEPS, PAIRS = 20, 4
-SHAPE = speed.SHAPES["30m"] | {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
-                               "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+SHAPE = SHAPES["30m"] | {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+SETTINGS = {
+    "batch": PAIRS,
+    "accumulation": 1,
+    "dtype": "float32",
+    "device": "cpu",
+    "lr": 3e-4,
+    "weight_decay": 0.01,
+    "betas": train_rm.BETAS,
+    "max_length": 256,
+}
 
 
 def compare(data: str, trl: str) -> dict:
-    """Losses of every step, ours and TRL's, and the largest difference."""
-    settings = {"batch": PAIRS, "accumulation": 1, "dtype": "float32", "device": "cpu", "lr": 3e-4, "max_length": 256}
+    """The losses of every step, and how far ours are from TRL's."""
     with tempfile.TemporaryDirectory() as folder:
-        speed.prepare(Path(folder), SHAPE, data, STEPS * PAIRS, settings["max_length"])
-        runs = {who: speed.spawn(python, who, Path(folder), settings) for who, python in (("ours", sys.executable), ("trl", trl))}
-    assert runs["ours"]["tokens"] == runs["trl"]["tokens"], "not the same token ids"
-    ours, theirs = (runs[who]["losses"] for who in ("ours", "trl"))
-    assert len(ours) == len(theirs) == STEPS
+        prepare(Path(folder), SHAPE, data, STEPS * PAIRS, SETTINGS["max_length"])
+        settings = SETTINGS | {"folder": folder}
+        runs = {
+            "plain": spawn(sys.executable, TRAINERS, "ours", settings | {"options": []}),
+            "packed": spawn(sys.executable, TRAINERS, "ours", settings | {"options": ["--pack"]}),
+            "trl": spawn(trl, TRAINERS, "trl", settings),
+        }
+    if len({run["tokens"] for run in runs.values()}) > 1:
+        sys.exit("not the same token ids")
+    losses = {name: run["losses"] for name, run in runs.items()}
     return {
-        "losses": {"ours": ours, "trl": theirs}, "largest_difference": max(abs(a - b) for a, b in zip(ours, theirs)),
-        "settings": settings, "shape": SHAPE, "versions": runs["trl"]["versions"], "machine": speed.machine(),
-        "command": f"python benchmarks/parity.py --data {Path(data).parent.name}/{Path(data).name} --trl PYTHON",
+        "losses": losses,
+        "largest_difference": largest_difference(losses["plain"], losses["trl"]),
+        "largest_difference_packed": largest_difference(losses["packed"], losses["trl"]),
+        "settings": SETTINGS,
+        "shape": SHAPE,
+        "versions": runs["trl"]["versions"],
     }
 
 
 def tables() -> dict[str, str]:
     """What the README says, from the result file."""
     r = json.loads(RESULTS.read_text("utf-8"))
-    ours = r["losses"]["ours"]
-    return {"parity": f"losses between {min(ours):.2f} and {max(ours):.2f} over {len(ours)} steps, and at no step more than "
-                      f"{r['largest_difference']:.0e} from TRL {r['versions']['trl']}"}
+    losses, version = r["losses"]["plain"], r["versions"]["trl"]
+    sentence = (
+        f"losses between {min(losses):.2f} and {max(losses):.2f} over {len(losses)} steps, and at "
+        f"no step more than {r['largest_difference']:.0e} from TRL {version}"
+    )
+    return {"parity": sentence}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="preference pairs, in any layout train_rm.py reads")
+    """The command line."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--data", help="preference pairs, in any layout that train_rm.py reads")
     parser.add_argument("--trl", metavar="PYTHON")
-    parser.add_argument("--tables", action="store_true", help="print what the README quotes")
     args = parser.parse_args()
     if not args.tables:
         if not args.data or not args.trl:
             parser.error("--data and --trl are needed")
-        RESULTS.write_text(json.dumps(compare(args.data, args.trl), indent=1) + "\n")
+        write(RESULTS, compare(args.data, args.trl) | how_made())
     print("\n".join(tables().values()))
 
 

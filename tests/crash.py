@@ -1,7 +1,10 @@
-"""The driver of test_scaling.py's crash tests: children forked from one process that has imported everything, so that a
-start costs little, run train_rm.py's main and are killed, or see a disk run full.
+"""Processes that train and are killed, or whose disk is full: what test_crash.py looks at.
 
-    python crash.py FOLDER        FOLDER holds tiny, a run folder, d.jsonl and e.jsonl; the findings go to FOLDER/crash.json
+    python crash.py FOLDER        FOLDER has tiny (a model) and two files of rows
+
+The findings go to FOLDER/PART/found.json. Torch is imported once, and every run is a forked child:
+so a start costs little. Nothing here depends on the speed of the machine: a child counts its own
+calls and kills itself at one of them.
 """
 import json
 import os
@@ -9,173 +12,296 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
-import time
+import traceback
 from pathlib import Path
 
 import torch
 import torch._dynamo  # a meta tensor's normal_ imports it, which takes a second in every child
+from conftest import ROOT, save_run, tiny_model, tiny_tokenizer, write_rows
+from runs import pairs
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+import data
 import train_rm
-from data import Tokenizer
-from model import RewardModel
+from data import DataError, Examples, Tokenizer
+from model import CheckpointError, RewardModel
 
-FOLDER = Path(sys.argv[1])
-ARGS = ["--model", FOLDER / "tiny", "--data", FOLDER / "d.jsonl", "--eval-data", FOLDER / "e.jsonl", "--batch-size", 4,
-        "--lr", 1e-3, "--logging-steps", 1, "--eval-steps", 1000]
-CALLS = ("replace", "rename", "fsync", "unlink", "rmdir")  # of os; between two of them the disk does not change its mind
+OPTIONS = ["--batch-size", "4", "--lr", "1e-3", "--eval-steps", "1000", "--save-steps", "1"]
+# Between two of these calls of os, no name on the disk appears, changes or goes.
+CALLS = ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir")
 
 
-def attempt(run: Path, *args, before=lambda: None, kill_after: float | None = None) -> tuple[int, str]:
-    """Exit status (-9 for a killed one) and stderr of a child that trains into this folder, resuming where it can."""
-    resume = ["--resume"] if train_rm.checkpoints(run) else []
-    wait, begun = os.pipe() if kill_after is not None else (None, None)
-    if not (pid := os.fork()):
-        for number, file in ((1, "out"), (2, "err")):
-            os.dup2(os.open(FOLDER / file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+# ---------------------------------------------------------------- runs
+
+
+def attempt(run: Path, steps: int, before=None) -> tuple[int, str]:
+    """Train into this folder, or continue there, in a child.
+
+    Args:    before: what the child calls first.
+    Returns: exit status (-9 where it was killed), and what it wrote to stderr.
+    """
+    folder = run.parent
+    args = ["--resume", run]
+    if not (run / "options.json").exists():
+        rows = ["--data", folder / "train.jsonl", "--eval-data", folder / "held_out.jsonl"]
+        args = ["--model", folder / "tiny", *rows, *OPTIONS, "--max-steps", steps, "--output", run]
+    child = os.fork()
+    if child == 0:
+        redirect(1, folder / "out")
+        redirect(2, folder / "err")
         torch.set_num_threads(1)
-        before()
-        if kill_after is not None:
-            tell_when_training(begun)
-        status = train_rm.main([str(a) for a in (*ARGS, *args, *resume, "--output", run)])
-        sys.stdout.flush()
-        os._exit(status)
-    if kill_after is not None:
-        os.close(begun)
-        os.read(wait, 1)  # until it trains, or is at its end
-        time.sleep(kill_after)
-        os.kill(pid, signal.SIGKILL)
-        os.close(wait)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), (FOLDER / "err").read_text()
-
-
-def tell_when_training(pipe: int):
-    train = train_rm.train
-    train_rm.train = lambda *args: (os.write(pipe, b"!"), train(*args))[1]
-
-
-def broken(run: Path) -> list[str]:
-    """What is called a checkpoint and is none."""
-    found = []
-    for checkpoint in run.glob("checkpoint-*[0-9]"):
         try:
-            RewardModel.from_pretrained(checkpoint)
-            Tokenizer.from_folder(checkpoint)
-            json.loads((checkpoint / "trainer_state.json").read_text())
-        except (ValueError, OSError) as e:
-            found.append(str(e))
-    return found
+            if before:
+                before()
+            status = train_rm.main([str(arg) for arg in args])
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status, (folder / "err").read_text()
+
+
+def redirect(number: int, file: Path) -> None:
+    """What goes to stdout (1) or stderr (2) goes into a file."""
+    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+
+
+def kill() -> None:
+    """No handler, no finally: as the kernel ends a process, or a machine that loses its power."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def weights(run: Path) -> str:
     return (run / "model.safetensors").read_bytes().hex()
 
 
-def killed_at_random(kills: int = 20) -> dict:
-    """Killed so often, and resumed each time; where a run gets to its end before, another one begins."""
-    run, args, found = FOLDER / "random", ["--max-steps", 40, "--save-steps", 1], {"resumed": 0, "broken": [], "ends": []}
-    assert attempt(FOLDER / "whole", *args)[0] == 0
-    generator = random.Random(0)
-    while kills:
-        status, err = attempt(run, *args, kill_after=generator.uniform(0, 0.25))
-        if status == 0:
-            found["ends"].append(weights(run) == weights(FOLDER / "whole"))
-            shutil.rmtree(run)
-            continue
-        assert status == -signal.SIGKILL, err
-        kills -= 1
-        found["broken"] += broken(run)
-        found["resumed"] += bool(train_rm.checkpoints(run))
-    assert attempt(run, *args)[0] == 0
-    found["ends"].append(weights(run) == weights(FOLDER / "whole"))
+def names(run: Path) -> list[str]:
+    """All files of a run folder."""
+    return sorted(str(path.relative_to(run)) for path in run.rglob("*"))
+
+
+def broken(run: Path) -> list[str]:
+    """What has the name of something complete, and is not."""
+    found = []
+    for file in (*train_rm.checkpoints(run), *run.glob("model.safetensors")):
+        try:
+            load_file(file)
+        except SafetensorError as e:
+            found.append(f"{file.name}: {e}")
+    for file in run.glob("*.json"):
+        try:
+            json.loads(file.read_text())
+        except ValueError as e:
+            found.append(f"{file.name}: {e}")
+    if (run / "tokens").exists():
+        try:
+            examples = Examples(run / "tokens")
+            assert len(examples) == 17 + 6, "rows are missing"
+        except (DataError, OSError, ValueError, AssertionError) as e:
+            found.append(f"tokens: {e}")
+    if (run / "report.json").exists():
+        try:
+            RewardModel.from_pretrained(run)
+            Tokenizer.from_folder(run)
+        except (DataError, CheckpointError) as e:
+            found.append(f"a finished run without a model: {e}")
     return found
 
 
-def dies_at(k: int):
-    """Kill this process as it makes its k-th call of CALLS."""
-    made = [0]
+# ---------------------------------------------------------------- killed
 
-    def counted(call):
-        def count(*args, **settings):
-            made[0] += 1
-            if made[0] == k:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **settings)
-        return count
+
+def count_calls(call_back) -> None:
+    """call_back() before every call of a Python function, from the first step of training on."""
+    train = train_rm.train
+
+    def counted(*args):
+        sys.setprofile(lambda frame, event, argument: call_back() if event == "call" else None)
+        try:
+            return train(*args)
+        finally:
+            sys.setprofile(None)
+
+    train_rm.train = counted
+
+
+def killed_at_random(folder: Path, kills: int = 20) -> dict:
+    """Killed at random places in training, and resumed each time, until 20 kills are done."""
+    steps = 12
+    assert attempt(folder / "whole", steps)[0] == 0
+    calls = calls_of_training(folder, steps)
+    found = {"kills": 0, "resumed": 0, "broken": [], "ends": [], "errors": []}
+    generator, run = random.Random(0), folder / "random"
+    while found["kills"] < kills:
+        place = generator.randrange(calls // 2)
+        found["resumed"] += bool(train_rm.checkpoints(run))
+        status, error = attempt(run, steps, lambda: kill_at_call(place))
+        if status == 0:  # it came to its end before that place
+            found["ends"].append(weights(run) == weights(folder / "whole"))
+            shutil.rmtree(run)
+        elif status == -signal.SIGKILL:
+            found["kills"] += 1
+            found["broken"] += broken(run)
+        else:
+            found["errors"].append(error)
+            return found
+    status, error = attempt(run, steps)
+    found["errors"] += [error] if status else []
+    found["ends"].append(status == 0 and weights(run) == weights(folder / "whole"))
+    return found
+
+
+def calls_of_training(folder: Path, steps: int) -> int:
+    """How many Python functions a whole training calls."""
+
+    def count():
+        calls = 0
+
+        def one_more():
+            nonlocal calls
+            calls += 1
+            if calls % 100 == 0:
+                (folder / "calls").write_text(str(calls))
+
+        count_calls(one_more)
+
+    assert attempt(folder / "counted", steps, count)[0] == 0
+    return int((folder / "calls").read_text())
+
+
+def kill_at_call(number: int) -> None:
+    """Kill this process at this call of a Python function in training."""
+    calls = 0
+
+    def one_more():
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            kill()
+
+    count_calls(one_more)
+
+
+def killed_at_every_call(folder: Path) -> dict:
+    """Killed at each call that changes the disk, each time at the next one, and then resumed.
+
+    A place is a call with its path and the call before it. A run comes a bit further each time,
+    and is killed at the first place where none was killed before it.
+    """
+    run, places = folder / "calls of one run", folder / "places"
+    assert attempt(folder / "short", 2)[0] == 0
+    places.write_text("")
+    found = {"places": [], "broken": [], "errors": []}
+    while True:
+        status, error = attempt(run, 2, lambda: kill_at_new_place(places))
+        found["broken"] += [f"{places.read_text().splitlines()[-1]}: {b}" for b in broken(run)]
+        if status != -signal.SIGKILL:
+            break
+    found["places"] = places.read_text().splitlines()
+    found["errors"] = [error] if status else []
+    found["end"] = status == 0 and weights(run) == weights(folder / "short")
+    found["files"], found["expected_files"] = names(run), names(folder / "short")
+    return found
+
+
+def kill_at_new_place(places: Path) -> None:
+    """Kill this process at the first place that is not yet in the file, and write it there."""
+    known = set(places.read_text().splitlines())
+    before = "start"
+
+    def watched(name, call):
+        def watch(path, *args, **settings):
+            nonlocal before
+            file = Path(os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path)
+            place = f"{before}, then {name} {file.name}"
+            before = f"{name} {file.name}"
+            if place not in known:
+                with open(places, "a") as log:
+                    log.write(place + "\n")
+                kill()
+            return call(path, *args, **settings)
+
+        return watch
 
     for name in CALLS:
-        setattr(os, name, counted(getattr(os, name)))
+        setattr(os, name, watched(name, getattr(os, name)))
 
 
-def killed_at_every_call() -> dict:
-    """Killed at each of a run's first calls, and at each from the first checkpoint until the model is half saved; and resumed."""
-    args, found, one = ["--max-steps", 3, "--save-steps", 1], {"kills": 0, "broken": [], "ends": []}, FOLDER / "one"
-    assert attempt(FOLDER / "short", *args)[0] == 0
-    after_a_save = lambda output, limit: os.kill(os.getpid(), signal.SIGKILL)
-    attempt(one, *args, before=lambda: setattr(train_rm, "drop_old_checkpoints", after_a_save))
-    for start, calls in ((None, range(1, 5)), (one, range(1, 27))):
-        for k in calls:
-            run = FOLDER / f"{start and start.name} {k}"
-            if start:
-                shutil.copytree(start, run)
-            status, err = attempt(run, *args, before=lambda: dies_at(k))
-            if status == 0:
-                break
-            assert status == -signal.SIGKILL, err
-            found["kills"] += 1
-            found["broken"] += [f"call {k}: {what}" for what in broken(run)]
-            status, err = attempt(run, *args)
-            found["ends"].append(err or weights(run) == weights(FOLDER / "short"))
+# ---------------------------------------------------------------- a full disk
+
+
+def full_disks(folder: Path) -> dict:
+    """The disk is full from a call of a function on: what remains, and can it be continued?"""
+    found = {}
+    for holder, name, call in [
+        (train_rm, "write_tokens", 1),
+        (train_rm, "save_file", 2),
+        (RewardModel, "save_pretrained", 1),
+        (Tokenizer, "save", 1),
+    ]:
+        run = folder / f"full disk in {name}"
+        status, error = attempt(run, 4, lambda: fill_disk(holder, name, call))
+        about = {"status": status, "error": error, "broken": broken(run)}
+        about["checkpoints"] = [path.name for path in train_rm.checkpoints(run)]
+        about["leftovers"] = [path.name for path in run.iterdir() if path.name.endswith(".tmp")]
+        about["continued"] = attempt(run, 4)
+        found[name] = about
     return found
 
 
-def full_disk(holder, name: str):
-    """From the second call of this function on, no file may grow beyond 100 bytes."""
-    function, calls = getattr(holder, name), []
+def fill_disk(holder, name: str, call: int) -> None:
+    """From this call of a function on, no file may have more than 100 bytes."""
+    function, calls = getattr(holder, name), 0
 
     def limited(*args, **settings):
-        calls.append(1)
-        if len(calls) == 2:
+        nonlocal calls
+        calls += 1
+        if calls == call:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
         return function(*args, **settings)
 
     setattr(holder, name, limited)
 
 
-def disks() -> dict:
-    """The disk runs full as a run writes its second checkpoint."""
-    found = {}
-    for holder, name in ((RewardModel, "save_pretrained"), (Tokenizer, "save"), (train_rm, "save_file")):
-        run = FOLDER / f"full {name}"
-        status, err = attempt(run, "--max-steps", 4, "--save-steps", 1, before=lambda: full_disk(holder, name))
-        left = sorted(p.name for p in run.glob("checkpoint*") if not broken(run))
-        again, _ = attempt(run, "--max-steps", 4, "--save-steps", 1)
-        found[name] = {"status": status, "err": err, "left": left, "resumed": again}
-    return found
+# ---------------------------------------------------------------- from start to end
 
 
-def asked_to_stop() -> dict:
-    """A signal in the third step of six."""
-    found, args = {}, ["--max-steps", 6]
-    assert attempt(FOLDER / "six", *args)[0] == 0
-    for number in (signal.SIGTERM, signal.SIGINT):
-        run, loss, calls = FOLDER / number.name, train_rm.bradley_terry_loss, []
+def start_in_background(folder: Path) -> subprocess.Popen:
+    """Fill the folder, and start this file on it as a process of its own."""
+    save_run(folder / "tiny", tiny_model(), tiny_tokenizer(), 256)
+    write_rows(folder / "train.jsonl", pairs(17))
+    write_rows(folder / "held_out.jsonl", pairs(6, first=17))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, __file__, str(folder)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
-        def signalled(*inputs):
-            calls.append(1)
-            if len(calls) == 3:
-                os.kill(os.getpid(), number)
-            return loss(*inputs)
 
-        status, err = attempt(run, *args, before=lambda: setattr(train_rm, "bradley_terry_loss", signalled))
-        left = sorted(p.name for p in run.glob("checkpoint*") if not broken(run))
-        resumed = attempt(run, *args)[0] == 0 and weights(run) == weights(FOLDER / "six")
-        found[number.name] = {"status": status, "err": err, "left": left, "resumed": resumed}
-    return found
+def work(part, folder: Path) -> int:
+    """Start one part in a child.  Returns: its process id."""
+    mine = folder / part.__name__
+    mine.mkdir()
+    for name in ("tiny", "train.jsonl", "held_out.jsonl"):
+        (mine / name).symlink_to(folder / name)
+    child = os.fork()
+    if child == 0:
+        try:
+            (mine / "found.json").write_text(json.dumps(part(mine), indent=1))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return child
 
 
 if __name__ == "__main__":
-    found = {}
-    for part in (killed_at_random, killed_at_every_call, disks, asked_to_stop):
-        found[part.__name__] = part()
-    (FOLDER / "crash.json").write_text(json.dumps(found, indent=1))
+    children = []
+    for part in (killed_at_every_call, killed_at_random, full_disks):
+        children.append(work(part, Path(sys.argv[1])))
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    sys.exit(any(statuses))

@@ -80,7 +80,8 @@ def round_trips() -> None:
 
     # transformers -> ours -> transformers, which writes it again. The rewards are those of the fixture qwen3.
     with tempfile.TemporaryDirectory() as folder:
-        RewardModel.from_pretrained(HERE / "qwen3").save_pretrained(folder, 0)
+        ours = RewardModel.from_pretrained(HERE / "qwen3")
+        ours.save_pretrained(folder, 0, ours.state_dict())
         again = theirs.from_pretrained(folder)
     shutil.rmtree(HERE / "round-trips" / "qwen3-through-both", ignore_errors=True)
     again.save_pretrained(HERE / "round-trips" / "qwen3-through-both")
@@ -100,7 +101,8 @@ def round_trips() -> None:
         hidden = language_model.model(**inputs).last_hidden_state
         last = hidden[torch.arange(3), inputs["attention_mask"].sum(-1) - 1]  # (3, D)
         rewards = (last @ head["v_head.summary.weight"].T + head["v_head.summary.bias"])[:, 0]
-        RewardModel.from_pretrained(folder).save_pretrained(through, 0)
+        ours = RewardModel.from_pretrained(folder)
+        ours.save_pretrained(through, 0, ours.state_dict())
         without_bias = theirs.from_pretrained(through)(**inputs).logits[:, 0]
     save_file(inputs | {"rewards": rewards, "rewards_in_transformers": without_bias.contiguous()}, folder / "expected.safetensors")
 

@@ -1,6 +1,4 @@
-"""The report's figures against independent computations, and the three commands as a user runs them."""
-import contextlib
-import io
+"""The report's figures against computations by hand, and the commands as a user runs them."""
 import json
 import math
 import os
@@ -11,570 +9,424 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, save_run, tiny_model, tiny_tokenizer
+from conftest import ROOT, command, copy_run, save_run, tiny_model, tiny_tokenizer, write_rows
 from safetensors.torch import load_file, save_file
 
 import eval as evaluation
-from data import DataError, encode_preferences, parse_preference, toy_preferences
-from eval import best_wins, bootstrap_interval, by_length, calibration, describe, describe_parts, learning_curve, report, score, score_pairs, score_sequences, within_group_correlation, worst_mistakes
+from data import Audit, DataError, batch_function, examples_of, parse_row
+from eval import bootstrap_interval, calibration, describe, report, score, score_examples
+from extras import toy_world
 from model import RewardModel
 
 
-def some_pairs(n=10, gold=False):
-    rows = list(toy_preferences(n, seed=3, pairs_per_prompt=3))
-    if not gold:
-        rows = [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows]
-    return encode_preferences([parse_preference(r) for r in rows], tiny_tokenizer(), 128)[0], rows
+def toy_rows(n):
+    rows = []
+    for row in toy_world.toy_rows(n, seed=3):
+        rows.append({field: row[field] for field in ("prompt", "chosen", "rejected")})
+    return rows
+
+
+def examples_from(rows, tokenizer=None, max_length=128):
+    parsed = [parse_row(row, f"row {i}") for i, row in enumerate(rows, 1)]
+    return list(examples_of(parsed, tokenizer or tiny_tokenizer(), max_length, Audit()))
+
+
+def json_lines(*rows) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def run_command(*args, stdin="") -> list[dict]:
+    """The rows that a command writes."""
+    status, out, err = command(evaluation.main, *args, stdin=stdin)
+    assert status == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def run_report(run, file, *options) -> dict:
+    """The figures that the command report writes."""
+    options = ["--data", file, "--output", file.with_suffix(".json"), *options]
+    status, out, err = command(evaluation.main, "report", run, *options)
+    assert status == 0, err
+    figures = json.loads(file.with_suffix(".json").read_text())
+    assert out.strip() == describe(figures)
+    assert f"{figures['audit']['read']} rows read = {figures['audit']['kept']} kept" in err
+    return figures
+
+
+def accuracy_of(gaps):
+    return (gaps > 0) + 0.5 * (gaps == 0)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return save_run(tmp_path_factory.mktemp("run"), tiny_model(), tiny_tokenizer(bos=True), max_length=256)
-
-
-def command(*args, stdin=""):
-    """eval.py's command line in this process (starting Python and torch anew takes seconds): status, stdout, stderr."""
-    out, err, before = io.StringIO(), io.StringIO(), sys.stdin
-    sys.stdin = io.StringIO(stdin)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = evaluation.main([str(a) for a in args])
-    except SystemExit as e:  # argparse
-        status = e.code
-    finally:
-        sys.stdin = before
-    return status, out.getvalue(), err.getvalue()
-
-
-def test_the_command_works_from_a_shell_too(run):
-    done = subprocess.run([sys.executable, str(ROOT / "eval.py"), "score", str(run)], capture_output=True, text=True,
-                          input='{"prompt": "q", "response": "a"}\n{"prompt": "q"}\n')
-    assert done.returncode == 2 and "standard input:2: needs messages" in done.stderr and "Traceback" not in done.stderr
+    folder = tmp_path_factory.mktemp("eval") / "run"
+    return save_run(folder, tiny_model(), tiny_tokenizer(bos=True), max_length=256)
 
 
 # ---------------------------------------------------------------- figures
 
 
 def test_every_figure_agrees_with_a_computation_by_hand():
-    pairs, _ = some_pairs(10)
-    rng = np.random.default_rng(0)
-    rewards = rng.normal(size=(10, 2)).astype(np.float32)
+    examples = examples_from(toy_rows(20))
+    rewards = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
     rewards[3] = 0.5  # a tie
-    result = report(rewards, pairs)
+    figures = report(list(rewards), examples)
     gaps = rewards[:, 0].astype(np.float64) - rewards[:, 1]
-    lengths = pairs.lengths()
-    right = np.where(gaps > 0, 1.0, np.where(gaps == 0, 0.5, 0.0))
+    lengths = np.array([list(map(len, example.sequences)) for example in examples])
     longer = lengths[:, 0] - lengths[:, 1]
-    assert result["pairs"] == 10 and result["ties"] == 1 and result["prompts"] == 4
-    assert result["accuracy"] == pytest.approx(right.mean())
-    assert result["loss"] == pytest.approx(np.logaddexp(0, -gaps).mean(), rel=1e-6)
-    assert result["loss_of_a_coin"] == math.log(2)
-    assert result["mean_margin"] == pytest.approx(gaps.mean(), rel=1e-5)
-    assert result["mean_chosen"] - result["mean_rejected"] == pytest.approx(gaps.mean(), rel=1e-5)
-    assert result["longer_wins_accuracy"] == pytest.approx(np.where(longer > 0, 1.0, np.where(longer == 0, 0.5, 0.0)).mean())
-    assert result["accuracy_where_chosen_is_shorter"] == pytest.approx(right[longer < 0].mean())
-    assert result["pairs_where_chosen_is_shorter"] == (longer < 0).sum() > 0
+    shorter_chosen = accuracy_of(gaps)[longer < 0]
+    expected = {
+        "pairs": 20,
+        "prompts": 3,  # eight rows each
+        "accuracy": accuracy_of(gaps).mean(),
+        "ties": 1,
+        "loss": np.logaddexp(0, -gaps).mean(),
+        "loss_of_a_coin": math.log(2),
+        "longer_wins_accuracy": accuracy_of(longer).mean(),
+        "pairs_where_chosen_is_shorter": len(shorter_chosen),
+        "accuracy_where_chosen_is_shorter": shorter_chosen.mean(),
+        "mean_margin": gaps.mean(),
+        "mean_chosen": rewards[:, 0].mean(),
+        "mean_rejected": rewards[:, 1].mean(),
+        "mean_reward": rewards.mean(),
+        "std_reward": rewards.std(),
+        "length_correlation": np.corrcoef(rewards.ravel(), lengths.ravel())[0, 1],
+    }
+    for name, value in expected.items():
+        assert figures[name] == pytest.approx(value, rel=1e-5), name
+    low, high = figures["accuracy_ci95"]
+    assert 0 <= low < figures["accuracy"] < high <= 1
+    text = describe(figures)
+    assert f"{low:.3f} to {high:.3f}; 20 pairs, 3 prompts" in text
+    for name in ("accuracy", "longer_wins_accuracy", "mean_margin", "length_correlation"):
+        assert f"{figures[name]:.3f}" in text, f"{name} is not in the table"
 
 
-def test_a_response_in_several_pairs_counts_once_in_the_mean_of_all_rewards():
-    pairs, _ = encode_preferences([parse_preference({"prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"]})], tiny_tokenizer(), 99)
-    result = report(np.array([[10, 0], [10, 1], [10, 5]], np.float32), pairs)
-    assert (result["mean_reward"], result["std_reward"]) == (4.0, pytest.approx(np.std([10, 0, 1, 5])))
-    assert result["pairs"] == 3 and result["mean_chosen"] == 10
+def test_of_k_responses_every_pair_counts_once_and_every_response_once():
+    row = {"prompt": "q", "responses": ["b", "a", "d", "c"], "scores": [0, 1, 0, 0]}
+    rewards = np.array([0, 10, 1, 5], dtype=np.float32)
+    figures = report([rewards], examples_from([row]))
+    assert figures["pairs"] == 3 and figures["accuracy"] == 1
+    assert figures["mean_chosen"] == 10 and figures["mean_rejected"] == 2
+    assert figures["mean_reward"] == 4, "a response that is in three pairs has one reward"
+    assert figures["std_reward"] == pytest.approx(np.std([0, 10, 1, 5]))
 
 
 def test_calibration_agrees_with_a_computation_by_hand():
-    rng = np.random.default_rng(0)
-    gaps = np.concatenate((rng.normal(1, 2, size=400), [0.0, 0.0, 30.0, -30.0]))
+    gaps = np.random.default_rng(0).normal(1, 2, size=404)
+    gaps[:4] = 0, 0, 30, -30
     result, bins = calibration(gaps), {}
-    for gap in gaps:  # pair by pair
-        sure = 1 / (1 + math.exp(-abs(gap)))
-        right = 1.0 if gap > 0 else 0.5 if gap == 0 else 0.0
-        bins.setdefault(min(int((sure - 0.5) * 20), 9), []).append((sure, right))
-    expected = sum(abs(sum(s for s, _ in b) - sum(r for _, r in b)) for b in bins.values()) / len(gaps)
-    assert result["ece"] == pytest.approx(expected, abs=1e-12)
-    assert [row["pairs"] for row in result["table"]] == [len(bins[b]) for b in sorted(bins)]
-    assert [row["accuracy"] for row in result["table"]] == pytest.approx([np.mean([r for _, r in bins[b]]) for b in sorted(bins)])
-    losses = {t: np.logaddexp(0, -gaps / t).mean() for t in np.arange(0.5, 20, 0.01)}
-    assert result["temperature"] == pytest.approx(min(losses, key=losses.get), abs=0.01)
+    for gap in gaps:
+        confidence = 1 / (1 + math.exp(-abs(gap)))
+        number = min(int((confidence - 0.5) * 20), 9)
+        bins.setdefault(number, []).append((confidence, accuracy_of(gap)))
+    ece = 0
+    for line, number in zip(result["table"], sorted(bins)):
+        confidence, accuracy = np.mean(bins[number], axis=0)
+        assert line["pairs"] == len(bins[number])
+        assert line["confidence"] == pytest.approx(confidence)
+        assert line["accuracy"] == pytest.approx(accuracy)
+        assert line["from"] == pytest.approx(0.5 + number / 20), "a bin has the label of another"
+        assert line["to"] == pytest.approx(0.5 + (number + 1) / 20)
+        ece += len(bins[number]) / len(gaps) * abs(confidence - accuracy)
+    assert len(result["table"]) == len(bins) == 10
+    assert result["ece"] == pytest.approx(ece)
 
 
-@pytest.mark.parametrize("gaps", [[1.0, 2.0], [-1.0], [0.0, 0.0], [1.0, -1.0], [1.0, -3.0]])
-def test_where_no_temperature_is_best_there_is_none(gaps):
-    assert calibration(np.array(gaps))["temperature"] is None
-    assert describe(report(np.array([[g, 0] for g in gaps], np.float32), some_pairs(len(gaps))[0]))
-
-
-def test_temperature_undoes_a_scale():
+def test_the_temperature_has_the_least_loss_on_its_grid_and_undoes_a_scale():
     gaps = np.random.default_rng(1).normal(1, 2, size=500)
-    assert calibration(3 * gaps)["temperature"] == pytest.approx(3 * calibration(gaps)["temperature"], rel=1e-6)
+    temperature = calibration(gaps)["temperature"]
+    losses = {T: np.logaddexp(0, -gaps / T).mean() for T in np.arange(0.5, 9, 0.01)}
+    assert temperature == pytest.approx(min(losses, key=losses.get), rel=0.01)
+    assert calibration(3 * gaps)["temperature"] == pytest.approx(3 * temperature, rel=0.011)
 
 
-def test_the_gold_reward_is_calibrated_and_its_intervals_cover_the_ceiling_nineteen_times_in_twenty():
-    covered, all_gaps, right_labels = 0, [], []
-    for seed in range(100):
-        gold = np.array([(r["gold_chosen"], r["gold_rejected"]) for r in toy_preferences(800, seed)])
-        gaps = gold[:, 0] - gold[:, 1]
-        all_gaps.append(gaps)
-        right_labels.append(1 / (1 + np.exp(-np.abs(gaps))))
-    ceiling = np.concatenate(right_labels).mean()
+@pytest.mark.parametrize("gaps", [[1, 2], [-1], [0, 0], [1, -1], [1, -3]])
+def test_where_the_best_temperature_is_beyond_the_grid_there_is_none(gaps):
+    assert calibration(np.array(gaps, dtype=float))["temperature"] is None
+    figures = report([np.array([gap, 0]) for gap in gaps], examples_from(toy_rows(len(gaps))))
+    assert "temperature" not in describe(figures)
+
+
+def test_the_gold_reward_is_calibrated_and_intervals_cover_the_ceiling_19_times_in_20():
+    all_gaps, ceilings = [], []
+    for seed in range(50):
+        rows = list(toy_world.toy_rows(800, seed))
+        gold = np.array([(row["gold_chosen"], row["gold_rejected"]) for row in rows])
+        all_gaps.append(gold[:, 0] - gold[:, 1])
+        ceilings.append(toy_world.ceiling(*gold.T)[0])
+    covered = 0
     for gaps in all_gaps:
-        low, high = bootstrap_interval(np.sign(gaps) / 2 + 0.5, np.arange(800) // 8)
-        covered += low <= ceiling <= high
-    assert 88 <= covered <= 100
-    assert calibration(np.concatenate(all_gaps))["ece"] < 0.005
-    assert calibration(np.concatenate(all_gaps))["temperature"] == pytest.approx(1, abs=0.03)
+        low, high = bootstrap_interval(accuracy_of(gaps), np.arange(800) // 8, draws=300)
+        covered += low <= np.mean(ceilings) <= high
+    assert 44 <= covered <= 50, "the error bars are too short, or too long"
+    result = calibration(np.concatenate(all_gaps))
+    assert result["ece"] < 0.005 and result["temperature"] == pytest.approx(1, abs=0.03)
 
 
-def test_length_figures_agree_with_a_computation_by_hand():
-    pairs, _ = some_pairs(11)
-    rewards = np.random.default_rng(0).normal(size=(11, 2)).astype(np.float32)
-    result, lengths = report(rewards, pairs), pairs.lengths()
-    gaps = rewards[:, 0].astype(float) - rewards[:, 1]
-    assert result["length_correlation"] == pytest.approx(np.corrcoef(rewards.ravel(), lengths.ravel())[0, 1], abs=1e-6)
-    assert result["margin_length_correlation"] == pytest.approx(np.corrcoef(gaps, lengths[:, 0] - lengths[:, 1])[0, 1], abs=1e-6)
-    longest = lengths.max(1)
-    assert sum(b["pairs"] for b in result["by_length"]) == 11 and len(result["by_length"]) > 1
-    for part, following in zip(result["by_length"], [*result["by_length"][1:], None]):
-        inside = (longest >= part["from"]) & (longest <= part["to"])
-        assert part["pairs"] == inside.sum() and part["accuracy"] == pytest.approx((gaps[inside] > 0).mean())
-        assert following is None or part["to"] < following["from"]
-    assert [b["pairs"] for b in by_length(np.ones(8), np.arange(8))] == [2, 2, 2, 2]
-    assert by_length(np.array([1, 0, 1, 0]), np.full(4, 5)) == [{"from": 5, "to": 5, "pairs": 4, "accuracy": 0.5}]
-    for name, values in (("margin", gaps), ("chosen", rewards[:, 0]), ("rejected", rewards[:, 1])):
-        of = result["quantiles"][name]
-        assert [of[q] for q in ("p5", "p25", "p50", "p75", "p95")] == pytest.approx(np.percentile(values, [5, 25, 50, 75, 95]).tolist())
+def test_the_true_rewards_reach_their_own_ceiling():
+    examples = examples_from(toy_world.toy_rows(4000, seed=3))
+    gold = [np.array(example.gold) for example in examples]
+    figures = report(gold, examples)
+    assert figures["gold_correlation"] == pytest.approx(1)
+    assert abs(figures["accuracy"] - figures["ceiling_accuracy"]) < 4 * math.sqrt(0.25 / 4000)
+    # The loss never sees what a prompt adds to all its responses. Nor does the correlation.
+    shifted = [rewards + 100 * (example.prompt % 7) for rewards, example in zip(gold, examples)]
+    assert report(shifted, examples)["gold_correlation"] == pytest.approx(1)
 
 
-def test_the_best_of_a_row_wins_alone_shares_or_loses():
-    rows = [{"prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"], "subset": "S"}] * 4
-    rows += [{"prompt": "q", "chosen": "a", "rejected": "b", "subset": "T"}, {"prompt": "q", "responses": ["x", "y", "z"], "ranks": [1, 1, 2], "subset": "T"}]
-    pairs, _ = encode_preferences([parse_preference(r) for r in rows], tiny_tokenizer(), 99)
-    gaps = np.array([1, 2, 3, 1, 0, 3, 0, 0, 2, 5, -1, 5, -1, 2, 2.0])
-    wins = best_wins(gaps, pairs)
-    assert wins[:5].tolist() == pytest.approx([1, 1 / 2, 1 / 3, 0, 0]) and np.isnan(wins[5])
-    result = report(np.stack([gaps, np.zeros(15)], 1).astype(np.float32), pairs)
-    assert (result["rows_with_a_best"], result["best_wins"]) == (5, pytest.approx((1 + 1 / 2 + 1 / 3) / 5))
-    assert result["by_subset"]["S"] == {"pairs": 12, "accuracy": pytest.approx(9.5 / 12), "best_wins": pytest.approx((1 + 1 / 2 + 1 / 3) / 4)}
-    assert result["by_subset"]["T"]["best_wins"] == 0
-    text = describe_parts(result, [])
-    assert f"{'their mean':<10}" in text and f"{((1 + 1 / 2 + 1 / 3) / 4 + 0) / 2:.3f}" in text
+def test_without_pairs_there_is_no_report():
+    with pytest.raises(DataError, match="no pairs"):
+        report([], [])
 
 
 def test_equal_rewards_everywhere_are_all_ties_and_one_half():
-    pairs, _ = some_pairs(7)
-    result = report(np.ones((7, 2), np.float32), pairs)
-    assert (result["accuracy"], result["ties"], result["accuracy_ci95"]) == (0.5, 7, [0.5, 0.5])
-    assert result["loss"] == pytest.approx(math.log(2), rel=1e-6)
-
-
-def test_one_pair_can_be_reported():
-    pairs, _ = some_pairs(1)
-    assert report(np.array([[2.0, 1.0]], np.float32), pairs)["accuracy"] == 1.0
+    figures = report([np.ones(2)] * 7, examples_from(toy_rows(7)))
+    assert figures["accuracy"] == 0.5 and figures["ties"] == 7
+    assert figures["accuracy_ci95"] == [0.5, 0.5]
+    assert figures["loss"] == pytest.approx(math.log(2))
+    assert figures["length_correlation"] is None, "rewards that do not vary have no correlation"
+    assert "length correlation" not in describe(figures)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_reward_that_is_not_a_number_is_refused_not_counted(bad):
-    pairs, _ = some_pairs(3)
-    rewards = np.zeros((3, 2), np.float32)
-    rewards[1, 0] = bad
-    with pytest.raises(DataError, match="1 pairs have a reward that is not a finite number"):
-        report(rewards, pairs)
+def test_a_reward_that_is_not_a_number_is_refused_and_not_counted_as_wrong(bad):
+    rewards = [np.zeros(2), np.array([bad, 0.0]), np.zeros(2)]
+    with pytest.raises(DataError, match="row 2: a reward is not a finite number"):
+        report(rewards, examples_from(toy_rows(3)))
 
 
-def test_the_interval_of_independent_pairs_is_the_binomial_one():
+def test_the_interval_is_the_binomial_one_and_longer_where_pairs_share_prompts():
     right = (np.random.default_rng(1).random(2000) < 0.7).astype(float)
     low, high = bootstrap_interval(right, np.arange(2000))
     half = 1.96 * math.sqrt(right.mean() * (1 - right.mean()) / 2000)
-    assert low == pytest.approx(right.mean() - half, abs=0.004) and high == pytest.approx(right.mean() + half, abs=0.004)
-
-
-def test_pairs_of_one_prompt_do_not_count_as_independent():
-    group = np.repeat(np.arange(50), 40)
-    right = np.repeat(np.random.default_rng(1).random(50) < 0.7, 40).astype(float)  # all 40 right or all wrong
-    low, high = bootstrap_interval(right, group)
-    assert high - low > 4 * (np.diff(bootstrap_interval(right, np.arange(2000)))[0])
-
-
-def test_the_ceiling_is_what_the_gold_reward_scores_in_the_long_run():
-    pairs, _ = some_pairs(4000, gold=True)
-    result = report(pairs.gold.astype(np.float32), pairs)
-    assert result["gold_correlation"] == pytest.approx(1.0)
-    assert abs(result["accuracy"] - result["ceiling_accuracy"]) < 4 * math.sqrt(0.25 / 4000)
-    assert 0.8 < result["ceiling_accuracy"] < 0.95
-
-
-def test_correlation_within_prompts_ignores_what_a_prompt_adds_to_all_its_responses():
-    rng = np.random.default_rng(0)
-    gold, group = rng.normal(size=(60, 2)), np.repeat(np.arange(20), 3)
-    noisy = gold + 0.5 * rng.normal(size=(60, 2))
-    shifted = noisy + 100 * rng.normal(size=20)[group][:, None]
-    within = within_group_correlation(shifted, gold, group)
-    assert within == pytest.approx(within_group_correlation(noisy, gold, group), abs=1e-6)
-    a, b = ((x.reshape(20, 6) - x.reshape(20, 6).mean(1, keepdims=True)).ravel() for x in (noisy, gold))
-    assert within == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-9)
+    assert [low, high] == pytest.approx([right.mean() - half, right.mean() + half], abs=0.004)
+    correct = np.repeat(right[:50], 40)  # of each prompt all 40 pairs are right, or none
+    low, high = bootstrap_interval(correct, np.arange(2000))
+    low_of_prompts, high_of_prompts = bootstrap_interval(correct, np.repeat(np.arange(50), 40))
+    wider = (high_of_prompts - low_of_prompts) / (high - low)
+    assert wider > 4, "pairs of one prompt are not independent: draw whole prompts"
 
 
 # ---------------------------------------------------------------- one scoring path
 
 
-def test_scores_do_not_depend_on_how_texts_share_batches():
-    model, rng = tiny_model(), np.random.default_rng(0)
-    sequences = [rng.integers(3, 400, size=n).astype(np.int32) for n in (5, 90, 1, 33, 33, 60)]
-    one_by_one = score_sequences(model, sequences, 0, tokens_per_batch=1)
-    for budget in (64, 200, 10**6):
-        np.testing.assert_allclose(score_sequences(model, sequences, 0, tokens_per_batch=budget), one_by_one, atol=1e-5)
+@pytest.mark.parametrize("pack", [False, True])
+def test_rewards_do_not_depend_on_what_shares_a_batch(monkeypatch, pack):
+    rows = []
+    for i in range(1, 7):
+        pair = {"chosen": "a", "rejected": "the cat " * i}
+        rows.append({"prompt": "q " * (5 * i % 13)} | pair)
+    many = [f"cat {i}" for i in range(20)]  # too many for a small batch: they are cut
+    rows.append({"prompt": "q", "responses": many, "scores": list(range(20))})
+    model, examples, alone = tiny_model(), examples_from(rows), []
+    for example in examples:
+        for ids in example.sequences:
+            input_ids = torch.tensor(ids)[None]
+            alone.append(model(input_ids, torch.ones_like(input_ids)).item())
+    for budget in (1, 64, 200, 10**6):
+        monkeypatch.setattr(evaluation, "TOKENS_PER_BATCH", budget)
+        rewards = score_examples(model, examples, batch_function(pack), 0)
+        assert [len(r) for r in rewards] == [len(e.sequences) for e in examples]
+        np.testing.assert_allclose(np.concatenate(rewards), alone, atol=1e-5, err_msg=(
+            f"{budget} tokens a batch: rewards have changed, or are in another order"
+        ))
+        for pieces, _ in evaluation.batches_by_length(examples):
+            lengths = [len(ids) for piece in pieces for ids in piece.sequences]
+            assert len(lengths) == 1 or len(lengths) * max(lengths) <= budget
 
 
-def test_report_score_rank_and_the_model_itself_agree(run, tmp_path):
-    model, tokenizer = RewardModel.from_pretrained(run).eval(), tiny_tokenizer(bos=True)
-    _, rows = some_pairs(6)
-    pairs, _ = encode_preferences([parse_preference(r) for r in rows], tokenizer, 256)
-    by_pairs = score_pairs(model, pairs)
-    by_call = score(model, [{"prompt": r["prompt"], "response": r[s]} for r in rows for s in ("chosen", "rejected")])
-    np.testing.assert_allclose(by_pairs.ravel(), by_call, atol=1e-5)
+@pytest.mark.parametrize("options", [[], ["--pack"]])
+def test_report_score_rank_and_the_model_itself_agree(run, tmp_path, options):
+    model, rows = RewardModel.from_pretrained(run), toy_rows(6)
+    examples = examples_from(rows, tiny_tokenizer(bos=True), 256)
+    rewards = score_examples(model, examples, batch_function(False), pad_id=0)
+    sides = [{"prompt": row["prompt"], "response": row[field]}
+             for row in rows for field in ("chosen", "rejected")]
+    by_call = score(model, sides)
+    np.testing.assert_allclose(np.concatenate(rewards), by_call, atol=1e-5)
 
-    prompt, response = rows[0]["prompt"], rows[0]["chosen"]
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-    forms = [{"prompt": prompt, "response": response}, {"messages": messages}, {"prompt": messages[:1], "response": messages[1]},
-             {"text": tokenizer.render(messages)}, {"input_ids": pairs.sequence(0).tolist()}]
-    np.testing.assert_allclose(score(model, forms), by_call[0], atol=1e-5)
+    scored = run_command("score", run, *options, stdin=json_lines(*sides))
+    np.testing.assert_allclose([row["reward"] for row in scored], by_call, atol=1e-5)
 
-    code, out, err = command("score", run, stdin="".join(json.dumps(f) + "\n" for f in forms))
-    assert code == 0, err
-    np.testing.assert_allclose([json.loads(line)["reward"] for line in out.splitlines()], by_call[0], atol=1e-5)
-    both = {"prompt": prompt, "responses": [rows[0]["rejected"], response]}
-    code, out, err = command("rank", run, stdin=json.dumps(both) + "\n")
-    ranked = json.loads(out)
-    assert dict(zip(ranked["responses"], ranked["rewards"])) == pytest.approx(
-        {response: by_call[0], rows[0]["rejected"]: by_call[1]}, abs=1e-5)
+    both = {"prompt": rows[0]["prompt"], "responses": [rows[0]["rejected"], rows[0]["chosen"]]}
+    (ranked,) = run_command("rank", run, *options, stdin=json_lines(both))
+    expected = {rows[0]["chosen"]: by_call[0], rows[0]["rejected"]: by_call[1]}
+    assert dict(zip(ranked["responses"], ranked["rewards"])) == pytest.approx(expected, abs=1e-5)
     assert ranked["rewards"] == sorted(ranked["rewards"], reverse=True)
     assert [both["responses"][i] for i in ranked["order"]] == ranked["responses"]
 
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    code, out, err = command("report", run, "--data", tmp_path / "pairs.jsonl", "--output", tmp_path / "report.json")
-    assert code == 0, err
-    saved = json.loads((tmp_path / "report.json").read_text())
-    expected = report(by_pairs, pairs)
-    assert saved.pop("accuracy_ci95") == expected.pop("accuracy_ci95")
-    flat = {k: v for k, v in expected.items() if not isinstance(v, (dict, list))}
-    assert {k: saved[k] for k in flat} == pytest.approx(flat, abs=1e-5)
-    assert json.loads(json.dumps(expected)).keys() <= saved.keys()
-    assert "accuracy" in out and "6 pairs read = 6 kept" in err
+    saved = run_report(run, write_rows(tmp_path / "pairs.jsonl", rows), *options)
+    expected = report(rewards, examples)
+    for name in ("accuracy", "ties", "loss", "mean_chosen", "std_reward", "longer_wins_accuracy"):
+        assert saved[name] == pytest.approx(expected[name], abs=1e-5), name
+    assert saved["audit"]["kept"] == 6
 
 
-REPORT_KEYS = {"pairs", "accuracy", "ties", "accuracy_ci95", "loss", "mean_margin", "mean_chosen", "mean_rejected",
-               "longer_wins_accuracy", "accuracy_where_chosen_is_shorter"}
+@pytest.mark.parametrize("options", [[], ["--pack"]])
+def test_report_score_and_rank_read_the_reward_at_the_gather(run, tmp_path, monkeypatch, options):
+    row = toy_rows(1)[0]
+    file = write_rows(tmp_path / "pairs.jsonl", [row])
+    side = {"prompt": row["prompt"], "response": row["chosen"]}
+    candidates = {"prompt": row["prompt"], "responses": [row["chosen"]]}
+
+    def all_rewards():
+        (scored,) = run_command("score", run, *options, stdin=json_lines(side))
+        (ranked,) = run_command("rank", run, *options, stdin=json_lines(candidates))
+        reported = run_report(run, file, *options)
+        return np.array([scored["reward"], ranked["rewards"][0], reported["mean_chosen"]])
+
+    true_gather, before = torch.gather, all_rewards()
+
+    def one_token_earlier(hidden, dim, index):
+        return true_gather(hidden, dim, index - 1)
+
+    monkeypatch.setattr(torch, "gather", one_token_earlier)
+    after = all_rewards()
+    np.testing.assert_allclose(after, after[0], atol=1e-5)
+    assert (np.abs(after - before) > 1e-4).all(), "a reward that does not come from the gather"
 
 
-def test_the_report_has_the_keys_other_tools_rely_on():
-    pairs, _ = some_pairs(5)
-    assert REPORT_KEYS <= report(np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32), pairs).keys()
+def test_bfloat16_is_near_float32_and_not_it(run):
+    side = json_lines({"prompt": "q", "response": "the cat"})
+    (exact,) = run_command("score", run, stdin=side)
+    (rounded,) = run_command("score", run, "--bf16", stdin=side)
+    assert 0 < abs(exact["reward"] - rounded["reward"]) < 0.2
 
 
-def test_predictions_and_mistakes_name_their_rows_and_hold_what_the_report_is_made_of(run, tmp_path):
-    _, rows = some_pairs(8)
-    rows = [row | {"id": f"p{i}", "source": "ab"[i % 2]} for i, row in enumerate(rows)]
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
-    code, out, err = command("report", run, "--data", *files, "--output", tmp_path / "r.json", "--predictions", tmp_path / "p.jsonl")
-    assert code == 0, err
-    both, predicted = json.loads((tmp_path / "r.json").read_text()), [json.loads(line) for line in open(tmp_path / "p.jsonl")]
-    assert [r["data"] for r in both] == [str(f) for f in files] and both[0]["accuracy"] == both[1]["accuracy"]
-    assert len(predicted) == 16 and [p["id"] for p in predicted[:8]] == [r["id"] for r in rows]
-    low, high = both[0]["accuracy_ci95"]
-    assert all(figure in out.splitlines()[-1] for figure in (str(files[1]), f" {both[1]['accuracy']:.3f} ", f"{low:.3f} to {high:.3f}",
-                                                             f"{both[1]['loss']:.4f}", f"{both[1]['longer_wins_accuracy']:.3f}"))
-    assert predicted[9]["where"] == f"{files[1]}:2" and predicted[9]["source"] == "b"
-    assert all(token["token"] == "</s>" for p in predicted for token in p["scored_tokens"])
-    gaps = np.array([p["chosen"] - p["rejected"] for p in predicted[:8]])
-    assert both[0]["accuracy"] == (gaps > 0).mean() and both[0]["by_source"]["a"]["accuracy"] == (gaps[::2] > 0).mean()
-    wrong = sorted((g, i) for i, g in enumerate(gaps) if g < 0)[:3]
-    assert [m["where"] for m in both[0]["mistakes"]] == [predicted[i]["where"] for _, i in wrong]
-    for mistake, (gap, i) in zip(both[0]["mistakes"], wrong):
-        assert mistake["margin"] == pytest.approx(gap) and rows[i]["prompt"] in mistake["prompt"]
-        assert all(mistake[side].strip() == rows[i][side] for side in ("chosen", "rejected"))
-        assert mistake["where"] in out
-    exact = score(RewardModel.from_pretrained(run).eval(), [{"prompt": r["prompt"], "response": r["chosen"]} for r in rows])
-    assert [p["chosen"] for p in predicted[:8]] == pytest.approx(exact, abs=1e-5)
+# ---------------------------------------------------------------- score and rank
 
 
-def test_a_killed_run_goes_on_with_append_and_loses_and_doubles_nothing(run, tmp_path):
-    rows = [{"id": i, "prompt": "q", "response": "word " * (1 + i % 7)} for i in range(1300)]
-    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps(r) + "\n" for r in rows))  # blank lines too
-    whole, args = tmp_path / "whole.jsonl", ["score", run, "--input", tmp_path / "in.jsonl", "--output"]
-    assert command(*args, whole)[0] == 0
-    lines = whole.read_bytes().splitlines(True)
-    for kept in (b"", b"".join(lines[:512]), b"".join(lines[:700]) + lines[700][:9], b"".join(lines)):
-        (tmp_path / "out.jsonl").write_bytes(kept)
-        code, _, err = command(*args, tmp_path / "out.jsonl", "--append")
-        assert code == 0, err
-        got = [json.loads(line) for line in open(tmp_path / "out.jsonl", encoding="utf-8")]
-        assert [r["id"] for r in got] == list(range(1300))
-        assert [r["reward"] for r in got] == pytest.approx([json.loads(line)["reward"] for line in lines], abs=1e-5)
-    assert command("score", run, "--append")[0] == 2
-
-
-def test_append_leaves_files_alone_that_it_did_not_write(run, tmp_path):
-    line = '{"prompt": "q", "response": "a"}\n'
-    (tmp_path / "in.jsonl").write_text(line * 3)
-    scored = '{"prompt": "q", "response": "a", "reward": 1.0}\n'
-    for content, message in [
-        ("my notes", "holds something else"), ("other\ncontent\n", "holds something else"), ("{}\n", "holds something else"),
-        (scored.replace("q", "other"), "row 1 of .* is not row 1 of the input"), (scored * 4, "row 4 of .* is not row 4 of the input"),
-    ]:
-        (tmp_path / "out.jsonl").write_text(content)
-        code, out, err = command("score", run, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", "--append")
-        assert code == 2 and re.search(message, err), err
-        assert (tmp_path / "out.jsonl").read_text() == content
-    code, _, err = command("score", run, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "in.jsonl", "--append")
-    assert code == 2 and "is the input too" in err and (tmp_path / "in.jsonl").read_text() == line * 3
-
-
-def test_rank_goes_on_with_append_too(run, tmp_path):
-    rows = [{"id": i, "prompt": "q", "responses": [f"the cat {i}", "dog"]} for i in range(5)]
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    args = ["rank", run, "--input", tmp_path / "in.jsonl", "--output"]
-    assert command(*args, tmp_path / "whole.jsonl")[0] == 0
-    lines = (tmp_path / "whole.jsonl").read_text().splitlines(True)
-    (tmp_path / "out.jsonl").write_text("".join(lines[:3]) + lines[3][:7])
-    assert command(*args, tmp_path / "out.jsonl", "--append")[0] == 0
-    got, whole = ([json.loads(line) for line in text.splitlines()] for text in ((tmp_path / "out.jsonl").read_text(), "".join(lines)))
-    rewards = [[row.pop("rewards") for row in rows] for rows in (got, whole)]
-    assert got == whole and np.allclose(*rewards, atol=1e-5)  # batches of other sizes round otherwise
-
-
-def test_outputs_that_would_overwrite_each_other_or_the_data_are_refused(run, tmp_path):
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some_pairs(4)[1]))
-    before = (tmp_path / "in.jsonl").read_text()
-    for options in (["--output", "in.jsonl"], ["--predictions", "in.jsonl"], ["--output", "x", "--predictions", "x"]):
-        paths = [o if o.startswith("--") else tmp_path / o for o in options]
-        code, out, err = command("report", run, "--data", tmp_path / "in.jsonl", *paths)
-        assert (code, out) == (2, "") and "each has to be a file of its own" in err
-    assert (tmp_path / "in.jsonl").read_text() == before
-
-
-def test_a_mistake_in_the_last_file_costs_no_work(run, tmp_path, monkeypatch):
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some_pairs(4)[1]))
-    (tmp_path / "empty.jsonl").write_text("")
-    monkeypatch.setattr(evaluation, "score_pairs", lambda *args, **options: pytest.fail("scored before all files were read"))
-    code, out, err = command("report", run, "--data", tmp_path / "in.jsonl", tmp_path / "empty.jsonl")
-    assert (code, out) == (2, "") and "empty.jsonl: no pairs left" in err
-
-
-def test_a_terminal_that_is_not_utf8_ends_no_report(run, tmp_path):
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r | {"source": "a\n\x1b[31m"}) + "\n" for r in some_pairs(4)[1]))
-    done = subprocess.run([sys.executable, str(ROOT / "eval.py"), "report", str(run), "--data", str(tmp_path / "in.jsonl")],
-                          capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
-    assert done.returncode == 0 and "σ(|gap|)" in done.stdout.decode("utf-8"), done.stderr
-    assert b"\x1b" not in done.stdout and b'"a\\n\\u001b[31m"' in done.stdout
-
-
-@pytest.mark.parametrize("options", [[], ["--text"]])
-def test_bytes_that_are_not_utf8_are_one_line(run, tmp_path, options):
-    (tmp_path / "bad.txt").write_bytes(b'{"text": "hel\xfflo"}\n')
-    code, out, err = command("score", run, "--input", tmp_path / "bad.txt", *options)
-    assert (code, out) == (2, "") and "bad.txt: not UTF-8 text" in err and err.count("\n") == 1
-    done = subprocess.run([sys.executable, str(ROOT / "eval.py"), "score", str(run), *options], capture_output=True,
-                          input=b'{"text": "hel\xfflo"}\n')
-    assert done.returncode == 2 and done.stderr == b"eval.py: standard input: not UTF-8 text (invalid start byte)\n"
-
-
-def test_lines_of_plain_text_are_scored_as_whole_texts(run):
-    code, out, err = command("score", run, "--text", stdin="\ufeffthe cat\r\n\n  {sat}\n")
-    rows = [json.loads(line) for line in out.splitlines()]
-    assert code == 0 and [r["text"] for r in rows] == ["the cat", "  {sat}"], err
-    exact = score(RewardModel.from_pretrained(run).eval(), [{"text": r["text"]} for r in rows])
-    assert [r["reward"] for r in rows] == pytest.approx(exact, abs=1e-5)
-
-
-def test_best_of_n_writes_the_winner(run):
-    row = {"id": 7, "prompt": "q", "responses": ["the cat", "sat on", "dog"]}
-    ranked = json.loads(command("rank", run, stdin=json.dumps(row) + "\n")[1])
-    code, out, err = command("rank", run, "--best", stdin=json.dumps(row) + "\n")
-    assert code == 0 and json.loads(out) == {"id": 7, "prompt": "q", "response": ranked["responses"][0],
-                                             "reward": ranked["rewards"][0], "index": ranked["order"][0]}, err
-
-
-def test_pictures_without_matplotlib_are_one_line(run, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some_pairs(4)[1]))
-    code, out, err = command("report", run, "--data", tmp_path / "in.jsonl", "--plot", tmp_path / "x.png")
-    assert (code, out) == (2, "") and err == "eval.py: --plot needs matplotlib, an optional extra: pip install matplotlib\n"
-    assert not (tmp_path / "x.png").exists()
-
-
-class Canvas:
-    """Stands in for matplotlib's axes and figures: notes what it is told to draw."""
-
-    def __init__(self):
-        self.said, self.saved = [], None
-
-    def __getattr__(self, name):
-        return lambda *args, **settings: self.said.append((name, args, settings))
-
-    def savefig(self, file, format, **settings):
-        self.format = format
-        file.write(b"picture")
-
-
-def test_pictures_draw_the_numbers_of_the_report(monkeypatch, tmp_path):
-    pairs, _ = some_pairs(30, gold=True)
-    rewards = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
-    result, axes = report(rewards, pairs), [Canvas() for _ in range(6)]
-    figure, grid = Canvas(), np.empty(6, dtype=object)
-    for i, axis in enumerate(axes):
-        grid[i] = axis
-    monkeypatch.setattr(evaluation, "pyplot", lambda: type("", (), {"subplots": lambda *a, **k: (figure, grid)}))
-    metrics = [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}, {"step": 2, "eval_loss": 0.65}]
-    evaluation.plot(str(tmp_path / "p.png"), rewards, pairs, result, metrics)
-    assert (tmp_path / "p.png").read_bytes() == b"picture"
-    drawn = lambda i, what: [args for name, args, _ in axes[i].said if name == what]
-    assert [a[0].tolist() for a in drawn(0, "hist")] == [rewards[:, 0].tolist(), rewards[:, 1].tolist()]
-    assert drawn(1, "plot")[1][:2] == ([b["confidence"] for b in result["calibration"]["table"]], [b["accuracy"] for b in result["calibration"]["table"]])
-    assert drawn(2, "scatter")[1][0].tolist() == pairs.lengths()[:, 1].tolist()
-    assert drawn(3, "scatter")[0][0].tolist() == pairs.gold.tolist()
-    assert drawn(3, "scatter")[0][1].mean() == pytest.approx(pairs.gold.mean(), abs=1e-5)
-    assert figure.format == "png"
-    assert drawn(4, "plot")[0][:2] == ([1, 2], [0.7, 0.6]) and (math.log(2),) in drawn(4, "axhline")
-    assert drawn(5, "set_axis_off")
-    for i in range(5):  # every picture says what its axes are
-        assert {"title", "xlabel", "ylabel"} <= next(settings for name, _, settings in axes[i].said if name == "set").keys()
-
-
-def test_ties_are_no_mistakes():
-    pairs, _ = some_pairs(3)
-    assert worst_mistakes(np.zeros((3, 2), np.float32), pairs, tiny_tokenizer()) == []
-
-
-def test_a_learning_curve_is_read_as_far_as_it_is_whole(tmp_path):
-    assert learning_curve(tmp_path) == []
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.7}\n{"loss": 2}\n{"step": 2, "loss": 0.6}\n{"step": 3, "lo')
-    assert learning_curve(tmp_path) == [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}]
-
-
-def test_rows_come_back_in_order_with_all_their_fields_and_a_full_precision_reward(run, tmp_path):
-    rows = [{"id": i, "note": {"é": [i]}, "prompt": "q", "response": "word " * (1 + (7 * i) % 11)} for i in range(600)]
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    code, out, err = command("score", run, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
-    assert (code, out) == (0, ""), err
-    scored = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
-    assert [{k: v for k, v in r.items() if k != "reward"} for r in scored] == rows
-    exact = score(RewardModel.from_pretrained(run).eval(), rows[:20])
-    assert [r["reward"] for r in scored[:20]] == pytest.approx(exact, abs=1e-5)
-    assert all(float(np.float32(r["reward"])) == r["reward"] for r in scored)  # all digits of a float32, none rounded off
+def test_rows_come_back_in_order_with_all_fields_and_all_digits(run, tmp_path):
+    rows = [{"id": i, "note": {"é": [i]}, "prompt": "q", "response": "word " * (1 + 7 * i % 11)}
+            for i in range(600)]
+    scored = run_command("score", run, "--input", write_rows(tmp_path / "in.jsonl", rows))
+    rewards = [row.pop("reward") for row in scored]
+    assert scored == rows
+    exact = score(RewardModel.from_pretrained(run), rows[:20])
+    assert rewards[:20] == pytest.approx(exact, abs=1e-5)
+    assert all(float(np.float32(reward)) == reward for reward in rewards), "digits are missing"
 
 
 def test_the_scored_token_is_the_end_token(run):
-    code, out, err = command("score", run, "--show-token", stdin='{"prompt": "q", "response": "a"}\n')
-    assert json.loads(out)["scored_token"]["token"] == "</s>", err
+    stdin = '\ufeff{"id": "\\ud800", "prompt": "q", "response": "a"}\n'  # Windows begins with a BOM
+    (row,) = run_command("score", run, "--show-token", stdin=stdin)
+    assert row["scored_token"]["token"] == "</s>" and row["scored_token"]["id"] == 2
+    assert row["id"] == "\ud800", "a field that is not read comes back as it was"
 
 
-def test_candidates_are_ranked_under_the_same_prompt_even_where_it_is_shortened(run):
-    # 256 tokens: the long candidate leaves less room for the prompt, so the short one is read after the shorter prompt too.
+def test_candidates_are_ranked_after_the_same_prompt_also_where_it_is_shortened(run):
+    # The long candidate leaves less room for the prompt: the short one gets the shorter prompt too.
     prompt, responses = " ".join(f"word{i}" for i in range(60)), ["the cat " * 12, "dog"]
-    code, out, err = command("rank", run, stdin=json.dumps({"prompt": prompt, "responses": responses}) + "\n")
+    stdin = json_lines({"prompt": prompt, "responses": responses})
+    status, out, err = command(evaluation.main, "rank", run, stdin=stdin)
+    assert (status, err) == (0, "1 prompts were shortened to fit\n")
     row = {"prompt": prompt, "chosen": responses[0], "rejected": responses[1]}
-    pairs, audit = encode_preferences([parse_preference(row)], tiny_tokenizer(bos=True), 256)
-    assert audit["prompt_truncated"] == 1
-    ranked = json.loads(out)
+    examples = examples_from([row], tiny_tokenizer(bos=True), 256)
+    assert max(map(len, examples[0].sequences)) == 256
+    model, ranked = RewardModel.from_pretrained(run), json.loads(out)
+    (expected,) = score_examples(model, examples, batch_function(False), 0)
     rewards = dict(zip(ranked["responses"], ranked["rewards"]))
-    expected = score_pairs(RewardModel.from_pretrained(run).eval(), pairs)[0]
-    assert [rewards[r] for r in responses] == pytest.approx(expected.tolist(), abs=1e-5), err
+    assert rewards == pytest.approx(dict(zip(responses, expected.tolist())), abs=1e-5)
 
 
-def test_a_field_that_is_not_text_comes_back_as_it_was(run):
-    code, out, err = command("score", run, stdin='\ufeff{"id": "\\ud800", "prompt": "q", "response": "a"}\n')
-    assert code == 0 and json.loads(out)["id"] == "\ud800", err
-
-
-def test_equal_candidates_keep_their_order(run):
-    code, out, _ = command("rank", run, stdin='{"prompt": "q", "responses": ["same", "same", "same"]}\n')
-    assert json.loads(out)["order"] == [0, 1, 2]
-
-
-def test_a_too_long_prompt_is_shortened_and_a_too_long_text_refused(run):
-    model = RewardModel.from_pretrained(run).eval()
+def test_a_prompt_that_is_too_long_loses_its_beginning_and_is_counted(run):
+    model = RewardModel.from_pretrained(run)
     long, short = ({"prompt": "begin " * n + "end", "response": "a"} for n in (400, 300))
     assert score(model, [long]) == pytest.approx(score(model, [short]), abs=1e-5)
-    with pytest.raises(DataError, match="row 1: .* do not fit into --max-length 256"):
-        score(model, [{"text": "word " * 300}])
+    status, _, err = command(evaluation.main, "score", run, stdin=json_lines(long, short))
+    assert (status, err) == (0, "2 prompts were shortened to fit\n")
+    with pytest.raises(DataError, match="^row 1: .* 256"):
+        score(model, [{"prompt": "q", "response": "word " * 300}])
 
 
-# ---------------------------------------------------------------- a user's mistakes: one line, exit status 2
+def test_best_of_n_writes_the_winner_and_equal_candidates_keep_their_order(run):
+    (row,) = run_command("rank", run, stdin=json_lines({"prompt": "q", "responses": ["same"] * 3}))
+    assert row["order"] == [0, 1, 2]
+    row = {"id": 7, "prompt": "q", "responses": ["the cat", "sat on", "dog"]}
+    (ranked,) = run_command("rank", run, stdin=json_lines(row))
+    (best,) = run_command("rank", run, "--best", stdin=json_lines(row))
+    assert best == {"id": 7, "prompt": "q", "response": ranked["responses"][0],
+                    "reward": ranked["rewards"][0], "index": ranked["order"][0]}
+
+
+# ---------------------------------------------------------------- invalid input: one line, status 2
 
 
 @pytest.mark.parametrize("name, line, message", [
-    ("score", "{", "standard input:1: not JSON"),
-    ("score", "[1]", "standard input:1: not a JSON object"),
-    ("score", '{"reply": "x"}', "standard input:1: needs messages, or prompt and response, or text, or input_ids (found: reply)"),
-    ("score", '{"prompt": "q", "response": ""}', "standard input:1: field 'response' does not end with something said"),
-    ("score", '{"messages": [{"role": "assistant", "content": " "}]}', "field 'messages' does not end with something said"),
-    ("score", '{"prompt": "q", "response": [{"role": "user", "content": "a"}]}', "field 'response' does not end with"),
-    ("score", '{"text": "\\ud800"}', "field 'text' holds half of a surrogate pair"),
-    ("score", '{"text": 3}', "standard input:1: field 'text'"),
-    ("score", '{"input_ids": [1, 400]}', "standard input:1: field 'input_ids' is not a non-empty list of token ids from 0 to 399"),
-    ("score", '{"messages": [{"role": "user", "content": "q"}]}', "field 'messages' does not end with something said"),
-    ("rank", '{"prompt": "q"}', "standard input:1: field 'responses' is not a non-empty list"),
-    ("rank", '{"messages": [{"role": "assistant", "content": "x"}], "responses": ["a"]}', "already ends with a turn of the assistant"),
-    ("rank", '{"responses": ["a"]}', "standard input:1: no field 'prompt' or 'messages'"),
-    ("rank", '{"prompt": "q", "responses": ["a", ""]}', "standard input:1: response 2: field 'response' does not end"),
+    ("score", "{", "not JSON"),
+    ("score", "[1]", "not a JSON object"),
+    ("score", '{"prompt": "q", "response": " "}', "empty"),
+    ("score", '{"prompt": "q", "response": {"role": "user", "content": "a"}}', "field 'response'"),
+    ("score", '{"prompt": "\\ud800", "response": "a"}', "field 'prompt' .* surrogate"),
+    ("score", '{"prompt": "q"}', "no "),
+    ("rank", '{"prompt": "q"}', "no .*responses"),
+    ("rank", '{"prompt": "q", "responses": []}', ""),
+    ("rank", '{"prompt": "q", "responses": ["a", ""]}', "empty"),
+    ("rank", '{"prompt": "q", "responses": ["a", 5]}', r"field 'responses\[1\]'"),
 ])
-def test_a_bad_row_is_one_line_and_exit_status_2(run, tmp_path, name, line, message):
-    code, out, err = command(name, run, "--output", tmp_path / "out.jsonl", stdin=line + "\n")
-    assert code == 2 and message in err and err.count("\n") == 1 and "Traceback" not in err
-    assert not list(tmp_path.iterdir())  # nothing half-written
+def test_a_bad_row_is_one_line_and_exit_status_2(run, name, line, message):
+    status, out, err = command(evaluation.main, name, run, stdin=line + "\n")
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert re.search(f"standard input:1: .*{message}", err), err
 
 
-def test_a_bad_folder_is_one_line_and_exit_status_2(run, tmp_path):
-    code, _, err = command("score", tmp_path / "nowhere")
-    assert code == 2 and "nowhere: no such folder" in err and err.count("\n") == 1
-    (tmp_path / "tokenizerless").mkdir()
-    for file in ("config.json", "model.safetensors"):
-        (tmp_path / "tokenizerless" / file).write_bytes((run / file).read_bytes())
-    code, _, err = command("score", tmp_path / "tokenizerless")
-    assert code == 2 and "tokenizer.json: No such file" in err and err.count("\n") == 1
-
-
-@pytest.mark.parametrize("file, key, value", [
-    ("config.json", "rope_scaling", 3), ("config.json", "model_type", ["llama"]), ("config.json", "layer_types", [["x"]]),
-    ("config.json", "rope_theta", -1), ("config.json", "partial_rotary_factor", "half"), ("config.json", "head_dim", 1.5),
-    ("tokenizer_config.json", "model_max_length", "long"), ("tokenizer_config.json", "model_max_length", -5),
-    ("tokenizer_config.json", "chat_template", 5), ("tokenizer_config.json", "chat_template", "{{"),
-    ("tokenizer_config.json", "chat_template", "{% for i in range(10**9) %}{% endfor %}"),
-    ("tokenizer_config.json", "eos_token", 5), ("tokenizer_config.json", "bos_token", ["x"]),
-])
-def test_a_setting_of_the_wrong_kind_is_one_line(run, tmp_path, file, key, value):
-    for source in run.iterdir():
-        (tmp_path / source.name).write_bytes(source.read_bytes())
-    (tmp_path / file).write_text(json.dumps(json.loads((run / file).read_text()) | {key: value}))
-    code, out, err = command("score", tmp_path, stdin='{"prompt": "q", "response": "a"}\n')
-    assert (code, out) == (2, "") and str(tmp_path) in err and err.count("\n") == 1, err
+def test_a_bad_pair_stops_a_report_or_is_counted(run, tmp_path):
+    file = write_rows(tmp_path / "in.jsonl", [*toy_rows(2), {"prompt": "q", "chosen": "a"}])
+    status, out, err = command(evaluation.main, "report", run, "--data", file)
+    assert (status, out) == (2, "") and f"{file}:3: " in err and err.count("\n") == 1
+    status, out, err = command(evaluation.main, "report", run, "--data", file, "--skip-bad-rows")
+    assert status == 0 and "3 rows read = 2 kept + 1 left out" in err and "2 pairs" in out
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--max-length", "0"], "must be more than 0"), (["--max-length", "9999"], "more than the 256 tokens this model takes"),
-    (["--tokens-per-batch", "0"], "must be more than 0"), (["--device", "abacus"], "--device abacus"),
-    (["--output", "/nowhere/x.jsonl"], "/nowhere/x.jsonl: not a file in an existing folder"),
+    (["--max-length", "9999"], "--max-length 9999.* 256 tokens"),
+    (["--device", "abacus"], "--device abacus"), (["--input", "nowhere.jsonl"], "No such file"),
 ])
 def test_options_without_a_meaning_are_one_line(run, options, message):
-    code, out, err = command("score", run, *options)
-    assert code == 2 and out == "" and message in err and "Traceback" not in err
+    status, out, err = command(evaluation.main, "score", run, *options)
+    assert (status, out, err.count("\n")) == (2, "", 1) and re.search(message, err), err
 
 
-def test_broken_weights_are_refused_not_reported(run, tmp_path):
-    for file in run.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    state = load_file(tmp_path / "model.safetensors")
+@pytest.mark.parametrize("file, change", [
+    ("config.json", None), ("tokenizer.json", None), ("model.safetensors", None),
+    ("config.json", {"model_type": ["llama"]}), ("tokenizer_config.json", {"eos_token": 5}),
+    ("tokenizer_config.json", {"model_max_length": "long"}),
+    ("tokenizer_config.json", {"chat_template": "{{"}),
+])
+def test_a_broken_folder_is_one_line(run, tmp_path, file, change):
+    broken = copy_run(run, tmp_path / "broken")
+    (broken / file).unlink()
+    if change:
+        (broken / file).write_text(json.dumps(json.loads((run / file).read_text()) | change))
+    status, out, err = command(evaluation.main, "score", broken, stdin="")
+    assert (status, out, err.count("\n")) == (2, "", 1) and str(broken) in err, err
+
+
+@pytest.mark.parametrize("name", ["report", "score", "rank"])
+def test_broken_weights_are_refused_and_not_reported(run, tmp_path, name):
+    broken = copy_run(run, tmp_path / "broken")
+    state = load_file(broken / "model.safetensors")
     state["score.weight"][:] = math.nan
-    save_file(state, tmp_path / "model.safetensors")
-    code, out, err = command("score", tmp_path, stdin='{"prompt": "q", "response": "a"}\n')
-    assert code == 2 and out == "" and "the reward is nan" in err
+    save_file(state, broken / "model.safetensors")
+    file = write_rows(tmp_path / "in.jsonl", toy_rows(2))
+    row = {"score": {"response": "a"}, "rank": {"responses": ["a", "b"]}, "report": {}}[name]
+    options = ["--data", file] if name == "report" else []
+    stdin = json_lines({"prompt": "q"} | row)
+    status, out, err = command(evaluation.main, name, broken, *options, stdin=stdin)
+    assert (status, out) == (2, "") and "finite number" in err.splitlines()[-1], err
 
 
-def test_a_tokenizer_of_another_model_is_noticed(run, tmp_path):
-    model = tiny_model(vocab_size=100)
-    save_run(tmp_path, model, tiny_tokenizer())
-    with pytest.raises(DataError, match="beyond the model's vocabulary of 100"):
-        score(RewardModel.from_pretrained(tmp_path), [{"prompt": "q", "response": "the cat sat on the mat"}])
+def test_a_tokenizer_of_another_model_is_noticed():
+    row = {"prompt": "q", "response": "the cat sat on the mat"}
+    with pytest.raises(DataError, match="row 1: .* beyond the model's vocabulary of 100"):
+        score(tiny_model(vocab_size=100), [row], tiny_tokenizer())
+
+
+def test_the_commands_work_from_a_shell_that_is_not_utf8(run, tmp_path):
+    file = write_rows(tmp_path / "in.jsonl", toy_rows(2))
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    arguments = [sys.executable, ROOT / "eval.py", "report", run, "--data", file]
+    done = subprocess.run(arguments, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "σ(|gap|)" in done.stdout.decode("utf-8"), "the table needs UTF-8"

@@ -1,131 +1,196 @@
-"""The loss: what it is worth at any gap, what its gradient means, and which mistakes it refuses."""
+"""The loss: its value at any gap, what its gradient means, and which mistakes it refuses."""
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from loss import bradley_terry_loss, pairwise_accuracy
+from loss import bradley_terry_loss, pairwise_correct
+
+LOG_2 = math.log(2)
+BAD_SHAPES = "equal, non-empty shapes"
 
 
 def rewards(*values):
     return torch.tensor(values, dtype=torch.float32, requires_grad=True)
 
 
-def in_float64(gap: np.ndarray) -> np.ndarray:
+def in_float64(gap):
     """−log σ(gap), by another formula and in another precision."""
-    return np.logaddexp(0.0, -gap.astype(np.float64))
+    return np.logaddexp(0.0, -np.float64(gap))
+
+
+def assert_equal(losses, expected, message=""):
+    """Up to the rounding of float32."""
+    losses = losses.detach().numpy()
+    np.testing.assert_allclose(losses, expected, rtol=1e-6, atol=1e-38, err_msg=message)
+
+
+# ---------------------------------------------------------------- the value
 
 
 def test_equal_rewards_cost_log_2():
-    assert bradley_terry_loss(rewards(0.0, 5.0), rewards(0.0, 5.0)).item() == pytest.approx(math.log(2), rel=1e-6)
+    losses = bradley_terry_loss(rewards(5.0), rewards(5.0))
+    assert_equal(losses, LOG_2)
 
 
-def test_loss_agrees_with_float64_at_any_gap():
-    gaps = np.array([-1e3, -200, -104, -89, -20, -1, -1e-3, 0, 1e-3, 1, 20, 89, 104, 200, 1e3])
-    loss = bradley_terry_loss(torch.tensor(gaps).float(), torch.zeros(len(gaps)), reduction="none")
-    np.testing.assert_allclose(loss.numpy(), in_float64(gaps), rtol=1e-6, atol=1e-38)
+def test_a_pair_that_is_ranked_right_costs_less_than_one_that_is_ranked_wrong():
+    right = bradley_terry_loss(rewards(1.0), rewards(0.0))
+    wrong = bradley_terry_loss(rewards(0.0), rewards(1.0))
+    assert right < LOG_2 < wrong, "chosen and rejected are swapped"
 
 
-def test_loss_of_half_precision_rewards_is_computed_in_float32():
-    r = torch.tensor([5.0, -300.0], dtype=torch.bfloat16)
-    loss = bradley_terry_loss(r, torch.zeros(2, dtype=torch.bfloat16), reduction="none")
-    assert loss.dtype == torch.float32
-    np.testing.assert_allclose(loss.numpy(), in_float64(np.array([5.0, -300.0])), rtol=1e-6)
+@pytest.mark.parametrize("gap", [0, 0.001, 1, 20, 89, 104, 200, 1000])
+def test_loss_agrees_with_float64_at_any_gap(gap):
+    zero = torch.zeros(1)
+    right = bradley_terry_loss(rewards(gap), zero)
+    wrong = bradley_terry_loss(rewards(-gap), zero)
+    message = "log(sigmoid(gap)) overflows, or is 0 where it should be tiny"
+    gap = np.float32(gap)
+    assert_equal(right, in_float64(gap), message)
+    assert_equal(wrong, in_float64(-gap), message)
 
 
-def test_gradient_is_minus_the_chance_of_being_wrong():
-    r_chosen, r_rejected = rewards(-1e3, -3.0, 0.0, 0.5, 1e3), rewards(0.0, 1.0, 0.0, 0.0, 0.0)
-    bradley_terry_loss(r_chosen, r_rejected, reduction="none").sum().backward()
-    wrong = torch.sigmoid(-(r_chosen - r_rejected)).detach()
+def test_loss_of_bfloat16_rewards_is_computed_in_float32():
+    r_chosen = torch.tensor([5.0, -300.0], dtype=torch.bfloat16)
+    losses = bradley_terry_loss(r_chosen, torch.zeros_like(r_chosen))
+    assert losses.dtype == torch.float32
+    assert_equal(losses, in_float64([5, -300]))
+
+
+def test_each_pair_has_its_own_loss():
+    torch.manual_seed(0)
+    r_chosen, r_rejected, margin = torch.randn(3, 9)
+    options = {"label_smoothing": 0.1, "centering": 0.05}
+    losses = bradley_terry_loss(r_chosen, r_rejected, margin, **options)
+    assert losses.shape == (9,)
+    for i in range(9):
+        one = slice(i, i + 1)
+        alone = bradley_terry_loss(r_chosen[one], r_rejected[one], margin[one], **options)
+        assert_equal(losses[one], alone)
+
+
+def test_adding_a_number_to_all_rewards_changes_nothing():
+    r_chosen = rewards(0.25, -1.5)
+    r_rejected = rewards(1.0, 2.0)
+    losses = bradley_terry_loss(r_chosen, r_rejected)
+    shifted = bradley_terry_loss(r_chosen + 64, r_rejected + 64)
+    assert_equal(shifted, losses.detach())
+
+
+# ---------------------------------------------------------------- which pairs are right
+
+
+def test_a_tie_counts_half():
+    r_chosen = torch.tensor([1.0, 2.0, 0.0])
+    r_rejected = torch.tensor([0.0, 2.0, 3.0])
+    correct = pairwise_correct(r_chosen, r_rejected)
+    assert correct.tolist() == [1.0, 0.5, 0.0], "a tie is neither right (1) nor wrong (0)"
+
+
+def test_a_model_that_gives_every_text_the_same_reward_scores_one_half():
+    correct = pairwise_correct(torch.ones(7), torch.ones(7))
+    assert correct.mean() == 0.5
+
+
+# ---------------------------------------------------------------- the gradient
+
+
+def test_gradient_is_minus_the_probability_of_the_wrong_answer():
+    r_chosen = rewards(-1000, -3, 0, 0.5, 1000)
+    r_rejected = rewards(0, 1, 0, 0, 0)
+    losses = bradley_terry_loss(r_chosen, r_rejected)
+    losses.sum().backward()
+    wrong = torch.sigmoid(r_rejected - r_chosen).detach()
     torch.testing.assert_close(r_chosen.grad, -wrong)
     torch.testing.assert_close(r_rejected.grad, wrong)
 
 
-def test_adding_a_constant_to_all_rewards_changes_nothing():
-    r_chosen, r_rejected = rewards(0.25, -1.5), rewards(1.0, 2.0)
-    shifted = bradley_terry_loss(r_chosen + 64, r_rejected + 64)
-    torch.testing.assert_close(shifted, bradley_terry_loss(r_chosen, r_rejected))
+def test_a_prompt_counts_once_when_the_weights_of_its_pairs_sum_to_one():
+    # One prompt has three responses: three pairs. Another prompt has one pair. The caller gives
+    # every pair the weight 1 / (pairs of its prompt × prompts).
+    best, middle, worst = 1.0, 0.2, -0.7
+    r_chosen = rewards(best, best, middle, 0.4)
+    r_rejected = rewards(middle, worst, worst, 0.0)
+    weight = torch.tensor([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+
+    losses = bradley_terry_loss(r_chosen, r_rejected)
+    three_pairs = in_float64([best - middle, best - worst, middle - worst])
+    one_pair = in_float64(0.4)
+    loss = (weight * losses).sum()
+    assert_equal(loss, (three_pairs.mean() + one_pair) / 2)
+
+    correct = pairwise_correct(rewards(1, 1, 1, 0), rewards(0, 0, 1, 1))
+    accuracy = (weight * correct).sum()
+    assert_equal(accuracy, ((1 + 1 + 0.5) / 3 + 0) / 2)
 
 
-def test_mean_is_the_mean_of_the_pairs():
-    torch.manual_seed(0)
-    r_chosen, r_rejected = torch.randn(9), torch.randn(9)
-    settings = dict(margin=torch.rand(9), label_smoothing=0.1, centering=0.05)
-    each = bradley_terry_loss(r_chosen, r_rejected, **settings, reduction="none")
-    assert each.shape == (9,)
-    torch.testing.assert_close(each.mean(), bradley_terry_loss(r_chosen, r_rejected, **settings))
-
-
-def test_k_responses_cost_the_mean_over_their_pairs_so_that_a_prompt_counts_once():
-    r = rewards(1.0, 0.2, -0.7)  # of three responses, best first; another prompt has one pair
-    better, worse = [0, 0, 1], [1, 2, 2]
-    three, one = in_float64((r[better] - r[worse]).detach().numpy()).mean(), in_float64(np.array(0.4))
-    weight = torch.tensor([1 / 3] * 3 + [1.0])
-    loss = bradley_terry_loss(torch.cat((r[better], rewards(0.4))), torch.cat((r[worse], rewards(0.0))), weight=weight)
-    assert loss.item() == pytest.approx((three + one) / 2, rel=1e-6)
-    accuracy, ties = pairwise_accuracy(rewards(1, 1, 1, 0), rewards(0, 0, 1, 1), weight)
-    assert accuracy.item() == pytest.approx((1 + 1 + 0.5) / 3 / 2) and ties == 1
-    with pytest.raises(ValueError):
-        bradley_terry_loss(rewards(1.0, 2.0), rewards(0.0, 0.0), weight=torch.ones(2, 1))
+# ---------------------------------------------------------------- margin, smoothing, centering
 
 
 def test_margin_is_a_gap_that_has_to_be_won_first():
-    loss = bradley_terry_loss(rewards(3.0), rewards(1.0), margin=torch.tensor([2.0]))
-    assert loss.item() == pytest.approx(math.log(2), rel=1e-6)
+    margin = torch.tensor([2.0])
+    losses = bradley_terry_loss(rewards(3.0), rewards(1.0), margin)
+    assert_equal(losses, LOG_2, "is the margin added where it should be subtracted?")
 
 
 def test_label_smoothing_is_the_expected_loss_over_flipped_labels():
-    gap, flip = 1.7, 0.2
-    expected = (1 - flip) * in_float64(np.array(gap)) + flip * in_float64(np.array(-gap))
-    assert bradley_terry_loss(rewards(gap), rewards(0.0), label_smoothing=flip).item() == pytest.approx(expected, rel=1e-6)
+    losses = bradley_terry_loss(rewards(1.7), rewards(0.0), label_smoothing=0.2)
+    as_labelled, flipped = in_float64(1.7), in_float64(-1.7)
+    assert_equal(losses, 0.8 * as_labelled + 0.2 * flipped)
 
 
 def test_label_smoothing_stops_rewards_at_the_log_odds_of_the_noise():
     r_chosen = rewards(math.log(0.8 / 0.2))
-    bradley_terry_loss(r_chosen, torch.zeros(1), label_smoothing=0.2).backward()
-    assert abs(r_chosen.grad.item()) < 1e-7
+    losses = bradley_terry_loss(r_chosen, torch.zeros(1), label_smoothing=0.2)
+    losses.sum().backward()
+    assert r_chosen.grad.abs() < 1e-7
 
 
 def test_a_flipped_label_with_a_margin_is_lost_by_the_margin():
-    loss = bradley_terry_loss(rewards(1.0), rewards(0.0), margin=torch.tensor([0.5]), label_smoothing=0.3)
-    expected = 0.7 * in_float64(np.array(1.0 - 0.5)) + 0.3 * in_float64(np.array(-1.0 - 0.5))
-    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    margin = torch.tensor([0.5])
+    losses = bradley_terry_loss(rewards(1.0), rewards(0.0), margin, label_smoothing=0.3)
+    as_labelled, flipped = in_float64(1.0 - 0.5), in_float64(-1.0 - 0.5)
+    assert_equal(losses, 0.7 * as_labelled + 0.3 * flipped)
 
 
-def test_centering_penalises_the_square_of_the_sum():
-    plain = bradley_terry_loss(rewards(3.0, 1.0), rewards(1.0, -1.0))
-    centered = bradley_terry_loss(rewards(3.0, 1.0), rewards(1.0, -1.0), centering=0.01)
-    assert (centered - plain).item() == pytest.approx(0.01 * (16 + 0) / 2, rel=1e-5)
+def test_centering_adds_the_square_of_the_sum():
+    r_chosen, r_rejected = rewards(3.0), rewards(1.0)
+    plain = bradley_terry_loss(r_chosen, r_rejected)
+    centered = bradley_terry_loss(r_chosen, r_rejected, centering=0.01)
+    assert_equal(centered, plain.detach() + 0.01 * 4**2)
 
 
-@pytest.mark.parametrize("other", [(3, 1), (1,), (1, 3), (2,)])
-def test_unequal_shapes_are_refused_not_broadcast(other):
-    with pytest.raises(ValueError, match="shapes"):
-        bradley_terry_loss(torch.zeros(3), torch.zeros(other))
-    with pytest.raises(ValueError, match="shapes"):
-        bradley_terry_loss(torch.zeros(3), torch.zeros(3), margin=torch.zeros(other))
-    with pytest.raises(ValueError, match="shapes"):
-        pairwise_accuracy(torch.zeros(3), torch.zeros(other))
+# ---------------------------------------------------------------- invalid input
 
 
-@pytest.mark.parametrize("bad", [dict(label_smoothing=0.5), dict(label_smoothing=-0.1), dict(centering=-1.0),
-                                 dict(centering=math.nan), dict(reduction="sum")])
-def test_settings_without_a_meaning_are_refused(bad):
-    with pytest.raises(ValueError):
-        bradley_terry_loss(torch.zeros(3), torch.zeros(3), **bad)
+@pytest.mark.parametrize("shape", [(3, 1), (1,), (1, 3), (2,)])
+def test_unequal_shapes_are_refused_not_broadcast(shape):
+    three, other = torch.zeros(3), torch.zeros(shape)
+    with pytest.raises(ValueError, match=BAD_SHAPES):
+        bradley_terry_loss(three, other)
+    with pytest.raises(ValueError, match=BAD_SHAPES):
+        bradley_terry_loss(three, three, margin=other)
+    with pytest.raises(ValueError, match=BAD_SHAPES):
+        pairwise_correct(three, other)
 
 
-def test_no_pairs_are_refused():
-    with pytest.raises(ValueError):
-        bradley_terry_loss(torch.zeros(0), torch.zeros(0))
+@pytest.mark.parametrize("shape", [(0,), (3, 1), ()])
+def test_equal_shapes_that_are_no_list_of_pairs_are_refused(shape):
+    rewards_of_no_pairs = torch.zeros(shape)
+    with pytest.raises(ValueError, match=BAD_SHAPES):
+        bradley_terry_loss(rewards_of_no_pairs, rewards_of_no_pairs)
+    with pytest.raises(ValueError, match=BAD_SHAPES):
+        pairwise_correct(rewards_of_no_pairs, rewards_of_no_pairs)
 
 
-def test_a_tie_counts_half_and_is_shown():
-    accuracy, ties = pairwise_accuracy(torch.tensor([1.0, 2.0, 0.0, 5.0]), torch.tensor([0.0, 2.0, 3.0, 4.0]))
-    assert accuracy.item() == (1 + 0.5 + 0 + 1) / 4 and ties.item() == 1
+@pytest.mark.parametrize("value", [0.5, -0.1, math.nan])
+def test_label_smoothing_that_is_no_share_is_refused(value):
+    with pytest.raises(ValueError, match="label_smoothing must be a share"):
+        bradley_terry_loss(rewards(1.0), rewards(0.0), label_smoothing=value)
 
 
-def test_a_model_that_says_the_same_of_everything_scores_one_half():
-    accuracy, ties = pairwise_accuracy(torch.ones(7), torch.ones(7))
-    assert accuracy.item() == 0.5 and ties.item() == 7
+@pytest.mark.parametrize("value", [-1.0, math.nan])
+def test_centering_below_0_is_refused(value):
+    with pytest.raises(ValueError, match="centering must be 0 or more"):
+        bradley_terry_loss(rewards(1.0), rewards(0.0), centering=value)

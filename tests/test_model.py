@@ -1,142 +1,220 @@
-"""The scoring contract: a text has one reward, whatever it is batched with, and it is read at its last valid token."""
+"""The scoring contract: a text has one reward, in any batch, read at its last valid token."""
 import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import SHARED, TINY, needs_shared, save_run, tiny_model, tiny_tokenizer
+from conftest import TINY, save_run, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 
 from data import pad_right
-from model import CheckpointError, RewardModel, last_token_index, read_config
+from loss import bradley_terry_loss
+from model import PADDED, CheckpointError, RewardModel
+from model import open_model, read_config, read_json, rotary_tables
 
 END, PAD = 2, 0
+AT_A_PAD = "the reward moved when pads were added: is it read at a pad, or does attention see pads?"
 
 
-def random_texts(lengths, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(3, 400, (n,), generator=generator).numpy() for n in lengths]
+def random_texts(*lengths, seed=0) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(3, 400, length) for length in lengths]
 
 
-def alone(model, ids):
-    return model(torch.tensor(ids)[None].long(), torch.ones(1, len(ids), dtype=torch.long)).item()
+def text(*ids) -> np.ndarray:
+    return np.array(ids)
+
+
+def alone(model, ids) -> torch.Tensor:
+    """The reward of one text, without any padding.  (1,)"""
+    input_ids = torch.from_numpy(ids)[None]
+    return model(input_ids, torch.ones_like(input_ids))
+
+
+def keep_embeddings(model) -> list[torch.Tensor]:
+    """A list that will hold the embedded tokens of every forward pass, with their gradients."""
+    kept = []
+
+    def keep(module, inputs, output):
+        output.retain_grad()
+        kept.append(output)
+
+    model.model.embed_tokens.register_forward_hook(keep)
+    return kept
+
+
+# ---------------------------------------------------------------- read at the last valid token
+
+
+def test_the_last_valid_token_is_the_sum_of_the_mask_minus_one():
+    mask = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1]])
+    last = PADDED.last(mask)
+    assert last.tolist() == [[0], [1], [2]], "lengths 1, 2, 3 end at index 0, 1, 2"
+
+
+def test_the_reward_is_the_head_applied_to_the_last_valid_hidden_state():
+    model, texts = tiny_model(), random_texts(1, 6, 19, 20)
+    input_ids, mask = pad_right(texts, PAD)
+    rewards = model(input_ids, mask)
+    hidden = model.model(input_ids, PADDED)
+    weight, bias = model.score.weight[0], model.score.bias[0]
+    assert bias != 0
+    for row, ids in enumerate(texts):
+        by_hand = hidden[row, len(ids) - 1] @ weight + bias
+        assert_close(rewards[row], by_hand, atol=1e-6, rtol=0)
+
+
+def test_every_reward_goes_through_the_gather(monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def stop(*arguments, **options):
+        raise Reached("gather")
+
+    monkeypatch.setattr(torch, "gather", stop)
+    with pytest.raises(Reached, match="gather"):
+        alone(tiny_model(), text(5, 6, END))
+
+
+def test_the_reward_is_right_where_the_pad_is_the_end_token():
+    model = tiny_model()
+    texts = [text(7, 9, END), text(7, 9, 11, 13, 4, END)]
+    by_end = model(*pad_right(texts, END))
+    by_other = model(*pad_right(texts, PAD))
+    message = "is the last token looked for by its id? Only the mask knows the length"
+    assert_close(by_end, by_other, atol=1e-6, rtol=0, msg=message)
+    assert_close(by_end[:1], alone(model, texts[0]), atol=1e-5, rtol=0, msg=message)
+
+
+def test_an_end_token_inside_the_prompt_does_not_end_the_text():
+    # The rule "first end token" would give both responses the reward of their shared prompt.
+    model = tiny_model()
+    chosen = text(5, END, 6, END, 8, END)
+    rejected = text(5, END, 6, END, 9, END)
+    rewards = model(*pad_right([chosen, rejected], PAD))
+    assert (rewards[0] - rewards[1]).abs() > 1e-3
+    assert_close(rewards[:1], alone(model, chosen), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mask", [
+    [[0, 1, 1]],
+    [[1, 0, 1]],
+    [[0, 0, 0]],
+    [[1, 1, 1], [0, 1, 1]],
+])
+def test_a_mask_that_is_not_ones_then_zeros_is_refused(mask):
+    mask = torch.tensor(mask)
+    with pytest.raises(ValueError, match="ones then zeros"):
+        tiny_model()(torch.zeros_like(mask), mask)
 
 
 # ---------------------------------------------------------------- one text, one reward
 
 
-def test_reward_is_the_same_alone_and_in_a_padded_batch():
-    model, texts = tiny_model(), random_texts([1, 2, 9, 31, 64])
+def test_the_reward_is_the_same_alone_and_in_a_padded_batch():
+    model, texts = tiny_model(), random_texts(1, 2, 9, 31, 64)
     together = model(*pad_right(texts, PAD))
-    for text, reward in zip(texts, together):
-        assert alone(model, text) == pytest.approx(reward.item(), abs=1e-5)
+    for row, ids in enumerate(texts):
+        assert_close(together[row : row + 1], alone(model, ids), atol=1e-5, rtol=0, msg=AT_A_PAD)
 
 
 @pytest.mark.parametrize("width", [10, 11, 40, 127])
-def test_reward_is_the_same_at_any_padding_width(width):
-    model, [text] = tiny_model(), random_texts([10])
-    input_ids, mask = torch.full((1, width), PAD), torch.zeros(1, width, dtype=torch.long)
-    input_ids[0, :10], mask[0, :10] = torch.from_numpy(text), 1
-    assert model(input_ids, mask).item() == pytest.approx(alone(model, text), abs=1e-5)
+def test_the_reward_is_the_same_at_any_padding_width(width):
+    model, [ids] = tiny_model(), random_texts(10)
+    input_ids = torch.full((1, width), PAD)
+    input_ids[0, :10] = torch.from_numpy(ids)
+    mask = torch.zeros_like(input_ids)
+    mask[0, :10] = 1
+    assert_close(model(input_ids, mask), alone(model, ids), atol=1e-5, rtol=0, msg=AT_A_PAD)
 
 
-def test_order_in_the_batch_changes_nothing():
-    model, texts = tiny_model(), random_texts([5, 30, 12, 21])
-    forwards, backwards = model(*pad_right(texts, PAD)), model(*pad_right(texts[::-1], PAD))
-    torch.testing.assert_close(forwards, backwards.flip(0), atol=1e-5, rtol=0)
+def test_the_order_in_the_batch_changes_nothing():
+    model, texts = tiny_model(), random_texts(5, 30, 12, 21)
+    forwards = model(*pad_right(texts, PAD))
+    backwards = model(*pad_right(texts[::-1], PAD))
+    assert_close(forwards, backwards.flip(0), atol=1e-5, rtol=0)
 
 
-def test_reward_is_right_where_the_pad_is_the_end_token():
-    model = tiny_model()
-    texts = [torch.tensor([7, 9, END]).numpy(), torch.tensor([7, 9, 11, 13, 4, END]).numpy()]
-    by_end, by_other = model(*pad_right(texts, END)), model(*pad_right(texts, PAD))
-    torch.testing.assert_close(by_end, by_other, atol=1e-6, rtol=0)
-    assert by_end[0].item() == pytest.approx(alone(model, texts[0]), abs=1e-5)
-
-
-def test_an_end_token_inside_the_prompt_does_not_end_the_text():
-    # The rule "first end token" would give both responses the reward of their shared prompt.
-    model, prompt = tiny_model(), [5, END, 6, END]
-    chosen, rejected = (torch.tensor(prompt + [r, END]).numpy() for r in (8, 9))
-    rewards = model(*pad_right([chosen, rejected], PAD))
-    assert abs((rewards[0] - rewards[1]).item()) > 1e-3
-    assert rewards[0].item() == pytest.approx(alone(model, chosen), abs=1e-5)
-
-
-def test_the_reward_is_the_head_applied_to_the_last_valid_hidden_state():
-    model, texts = tiny_model(), random_texts([1, 6, 19, 20])
+def test_pads_have_no_gradient_and_no_effect():
+    model, texts = tiny_model(), random_texts(4, 12)
     input_ids, mask = pad_right(texts, PAD)
-    rewards, hidden = model(input_ids, mask), model.model(input_ids)
-    for row, text in enumerate(texts):
-        by_hand = hidden[row, len(text) - 1] @ model.score.weight[0] + model.score.bias[0]
-        assert rewards[row].item() == pytest.approx(by_hand.item(), abs=1e-6)
-
-
-def test_what_stands_behind_the_mask_has_zero_gradient_and_no_effect():
-    model, texts = tiny_model(), random_texts([4, 12])
-    input_ids, mask = pad_right(texts, PAD)
-    seen = []
-    hook = model.model.embed_tokens.register_forward_hook(lambda module, args, out: (out.retain_grad(), seen.append(out))[0])
+    embedded = keep_embeddings(model)
     rewards = model(input_ids, mask)
     rewards.sum().backward()
-    hook.remove()
-    gradient = seen[0].grad  # (N, T, D)
-    assert (gradient[mask == 0] == 0).all()
-    assert (gradient[mask == 1].abs().sum(-1) > 0).all()
-    garbage = torch.where(mask == 1, input_ids, torch.full_like(input_ids, 399))
-    torch.testing.assert_close(model(garbage, mask), rewards, atol=1e-6, rtol=0)
-
-
-def test_changing_any_token_changes_the_reward_and_any_swap_does():
-    model, [text] = tiny_model(), random_texts([12])
-    reward = alone(model, text)
-    for position in range(12):
-        changed = text.copy()
-        changed[position] = 3 + (changed[position] - 2) % 397
-        assert abs(alone(model, changed) - reward) > 1e-6
-    assert abs(alone(model, text[::-1].copy()) - reward) > 1e-6
-
-
-@pytest.mark.parametrize("mask", [[[0, 1, 1]], [[1, 0, 1]], [[0, 0, 0]], [[1, 1, 1], [0, 1, 1]]])
-def test_a_mask_that_is_not_ones_then_zeros_is_refused(mask):
-    with pytest.raises(ValueError, match="ones then zeros"):
-        last_token_index(torch.tensor(mask))
-    with pytest.raises(ValueError, match="ones then zeros"):
-        tiny_model()(torch.zeros(len(mask), 3, dtype=torch.long), torch.tensor(mask))
+    gradient = embedded[0].grad.abs().sum(-1)  # (R, T)
+    assert (gradient[mask == 0] == 0).all(), "a pad changes the reward"
+    assert (gradient[mask == 1] > 0).all(), "a token does not change the reward"
+    input_ids[mask == 0] = 399
+    assert_close(model(input_ids, mask), rewards, atol=1e-6, rtol=0)
 
 
 def test_one_response_never_sees_the_other():
     model = tiny_model()
-    input_ids, mask = pad_right(random_texts([8, 8]), PAD)
-    seen = []
-    model.model.embed_tokens.register_forward_hook(lambda module, args, out: (out.retain_grad(), seen.append(out))[0])
-    r_chosen, r_rejected = model(input_ids, mask).chunk(2)
-    r_rejected.sum().backward()
-    assert (seen[0].grad[0] == 0).all() and (seen[0].grad[1] != 0).any()
+    embedded = keep_embeddings(model)
+    r_chosen, r_rejected = model(*pad_right(random_texts(8, 8), PAD))
+    r_rejected.backward()
+    of_chosen, of_rejected = embedded[0].grad.abs().sum((1, 2))
+    assert of_chosen == 0
+    assert of_rejected > 0
 
 
-def test_two_training_passes_agree_because_nothing_is_dropped_out():
+def test_any_token_and_any_order_of_tokens_counts():
+    model, [ids] = tiny_model(), random_texts(12)
+    reward = alone(model, ids)
+    for position in range(12):
+        changed = ids.copy()
+        changed[position] = (changed[position] + 1) % 400
+        assert (alone(model, changed) - reward).abs() > 1e-6, position
+    backwards = ids[::-1].copy()
+    assert (alone(model, backwards) - reward).abs() > 1e-6
+
+
+def test_two_passes_in_training_agree_because_nothing_is_dropped_out():
     model = tiny_model(attention_dropout=0.5).train()
-    batch = pad_right(random_texts([8, 9]), PAD)
-    torch.testing.assert_close(model(*batch), model(*batch), atol=0, rtol=0)
+    batch = pad_right(random_texts(8, 9), PAD)
+    assert torch.equal(model(*batch), model(*batch)), "dropout makes both rewards of a pair noisy"
 
 
-def test_rewards_are_float32_under_bfloat16_autocast_and_close_to_the_exact_ones():
-    model, batch = tiny_model(), pad_right(random_texts([8, 30]), PAD)
+# ---------------------------------------------------------------- precision
+
+
+def test_under_bfloat16_autocast_the_head_still_computes_in_float32():
+    model, batch = tiny_model(), pad_right(random_texts(8, 30, 17, 5), PAD)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rewards = model(*batch)
     assert rewards.dtype == torch.float32
-    torch.testing.assert_close(rewards, model(*batch), atol=0.2, rtol=0)
+    rounded = rewards.bfloat16().float()
+    assert not torch.equal(rewards, rounded), "the head ran in bfloat16: close pairs would tie"
+    assert_close(rewards, model(*batch), atol=0.05, rtol=0)
 
 
-def test_a_fresh_head_starts_near_a_loss_of_log_2():
-    # Two responses to one prompt share most of their hidden state; unrelated texts are the worst case.
+def test_positions_are_computed_in_float32():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cos, sin = rotary_tables(read_config(TINY), torch.arange(258))
+    assert cos[257, 0].item() == pytest.approx(math.cos(257), abs=1e-4)
+    assert sin[257, 0].item() == pytest.approx(math.sin(257), abs=1e-4)
+
+
+# ---------------------------------------------------------------- a new head
+
+
+def test_a_new_head_gives_rewards_of_size_1_and_a_loss_near_log_2():
     torch.manual_seed(1)
     model = RewardModel.from_scratch(TINY | {"initializer_range": 0.02, "hidden_size": 256})
-    rewards = model(*pad_right(random_texts([20] * 200), PAD))
+    prompt, chosen, rejected = random_texts(30, 3, 3)
+    pair = [text(*prompt, *chosen, END), text(*prompt, *rejected, END)]
+    batch = pad_right(pair, PAD)
+    rewards = torch.empty(200, 2)  # of 200 heads
+    for i in range(200):
+        model.init_head()
+        rewards[i] = model(*batch).detach()
     assert model.score.bias.item() == 0
-    assert rewards.std().item() < 1.5
-    assert math.log(2) <= torch.nn.functional.softplus(rewards[:100] - rewards[100:]).mean().item() < 1.1
+    assert 0.8 < rewards.std().item() < 1.2
+    losses = bradley_terry_loss(rewards[:, 0], rewards[:, 1])
+    assert losses.mean().item() == pytest.approx(math.log(2), abs=0.03)
 
 
 def test_two_seeds_give_two_heads():
@@ -146,253 +224,166 @@ def test_two_seeds_give_two_heads():
 # ---------------------------------------------------------------- saving and loading
 
 
-def test_rewards_survive_saving_and_loading_bit_for_bit(tmp_path):
-    model, batch = tiny_model(), pad_right(random_texts([8, 30]), PAD)
-    again = RewardModel.from_pretrained(save_run(tmp_path, model, tiny_tokenizer())).eval()
-    torch.testing.assert_close(again(*batch), model(*batch), atol=0, rtol=0)
-    assert again.head_origin == "kept (score)"
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run folder that holds tiny_model()."""
+    return save_run(tmp_path / "run", tiny_model(), tiny_tokenizer())
 
 
-def test_a_sharded_checkpoint_is_the_same_model(tmp_path, monkeypatch):
-    model, batch = tiny_model(), pad_right(random_texts([8, 30]), PAD)
-    monkeypatch.setattr("model.SHARD_BYTES", 5000)
-    save_run(tmp_path, model, tiny_tokenizer())
-    shards = sorted(f.name for f in tmp_path.glob("model-*.safetensors"))
-    assert len(shards) > 3 and shards[0] == f"model-00001-of-{len(shards):05}.safetensors"
-    weight_map = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
-    assert set(weight_map.values()) == set(shards)
-    torch.testing.assert_close(RewardModel.from_pretrained(tmp_path)(*batch), model(*batch), atol=0, rtol=0)
-
-
-def test_a_bias_of_zero_is_left_out_and_another_one_kept(tmp_path):
-    model = tiny_model()
-    save_run(tmp_path / "zero", model, tiny_tokenizer())
-    assert "score.bias" not in load_file(tmp_path / "zero" / "model.safetensors")
-    with torch.no_grad():
-        model.score.bias.fill_(1.5)
-    save_run(tmp_path / "some", model, tiny_tokenizer())
-    assert RewardModel.from_pretrained(tmp_path / "some").score.bias.item() == 1.5
-
-
-def test_the_saved_config_has_one_label_and_no_sigmoid(tmp_path):
-    config = json.loads((save_run(tmp_path, tiny_model(), tiny_tokenizer()) / "config.json").read_text())
-    assert config["architectures"] == ["LlamaForSequenceClassification"]
-    assert config["id2label"] == {"0": "reward"} and config["problem_type"] == "regression"
-    assert config["pad_token_id"] != END
-
-
-def language_model(folder, tied=False):
-    save_run(folder, tiny_model(), tiny_tokenizer())
+def edit(folder: Path, new=(), without=()) -> None:
+    """Change the tensors of a folder."""
     state = load_file(folder / "model.safetensors")
-    del state["score.weight"]
-    if not tied:
-        state["lm_head.weight"] = torch.randn(400, 16)
-    save_file(state, folder / "model.safetensors")
-    return folder
+    for name in without:
+        del state[name]
+    save_file(state | dict(new), folder / "model.safetensors")
+
+
+def mapped_files() -> list[tuple[int, int, str]]:
+    """(start, end, path) of the files that are mapped into this process's memory."""
+    mapped = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6:
+            start, end = fields[0].split("-")
+            mapped.append((int(start, 16), int(end, 16), fields[5]))
+    return mapped
+
+
+def test_rewards_survive_saving_and_loading_bit_for_bit(run):
+    batch = pad_right(random_texts(8, 30), PAD)
+    model = RewardModel.from_pretrained(run)
+    assert model.head_origin == "kept"
+    assert torch.equal(model(*batch), tiny_model()(*batch))
+
+
+def test_a_checkpoint_of_several_files_is_the_same_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("model.SHARD_BYTES", 5000)
+    run = save_run(tmp_path, tiny_model(), tiny_tokenizer())
+    files = sorted(file.name for file in run.glob("model-*.safetensors"))
+    assert len(files) > 3
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    batch = pad_right(random_texts(8, 30), PAD)
+    model = RewardModel.from_pretrained(run)
+    assert torch.equal(model(*batch), tiny_model()(*batch))
+
+
+def test_a_bias_of_zero_is_left_out_because_transformers_has_none(tmp_path):
+    for bias in (0.0, 1.5):
+        model = tiny_model()
+        torch.nn.init.constant_(model.score.bias, bias)
+        run = save_run(tmp_path, model, tiny_tokenizer())
+        assert ("score.bias" in load_file(run / "model.safetensors")) == (bias != 0)
+        assert RewardModel.from_pretrained(run).score.bias.item() == bias
+
+
+def test_the_saved_config_has_one_label_and_no_sigmoid(run):
+    config_json = read_json(run / "config.json")
+    assert config_json["architectures"] == ["LlamaForSequenceClassification"]
+    assert config_json["id2label"] == {"0": "reward"}
+    assert config_json["problem_type"] == "regression"
+    assert config_json["pad_token_id"] not in (None, END)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_language_model_gets_a_fresh_head_only_when_asked(tmp_path, tied):
-    folder = language_model(tmp_path, tied)
-    with pytest.raises(CheckpointError, match="no reward head"):
-        RewardModel.from_pretrained(folder)
-    model = RewardModel.from_pretrained(folder, fresh_head=True)
-    assert model.head_origin == "new" and not hasattr(model, "lm_head")
-    assert model.score.weight.std() > 0 and model.score.bias.item() == 0
+def test_a_language_model_gets_a_new_head_only_when_asked(run, tied):
+    edit(run, without=["score.weight", "score.bias"])
+    if not tied:
+        edit(run, new={"lm_head.weight": torch.randn(400, 16)})
+    with pytest.raises(CheckpointError, match="a language model without a reward head"):
+        RewardModel.from_pretrained(run)
+    model = open_model(run, fresh_head=True)
+    assert model.head_origin == "new"
+    assert model.score.weight.std() > 0
+    assert model.score.bias.item() == 0
+    assert "lm_head.weight" not in model.state_dict()
 
 
-def test_a_reward_head_in_the_checkpoint_is_kept_when_training_goes_on(tmp_path):
-    model = tiny_model()
-    again = RewardModel.from_pretrained(save_run(tmp_path, model, tiny_tokenizer()), fresh_head=True)
-    assert torch.equal(again.score.weight, model.score.weight)
+def test_a_head_in_the_checkpoint_is_kept_when_training_starts_from_it(run):
+    model = open_model(run, fresh_head=True)
+    assert torch.equal(model.score.weight, tiny_model().score.weight)
+    assert model.score.bias.item() == 0.25
 
 
-def edit(folder, change):
-    state = load_file(folder / "model.safetensors")
-    change(state)
-    save_file(state, folder / "model.safetensors")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+def test_weights_are_mapped_until_they_are_taken(run):
+    model = open_model(run)
+    for taken in (False, True):
+        if taken:
+            model.take_weights("cpu")
+        files = mapped_files()
+        for name, parameter in model.named_parameters():
+            address = parameter.data_ptr()
+            inside = [path for start, end, path in files if start <= address < end]
+            from_file = str(run / "model.safetensors") in inside
+            assert from_file != taken, f"{name} is in {inside}"
+
+
+def test_weights_start_at_64_bytes_wherever_they_are_in_their_file(run):
+    edit(run)
+    in_file = {p.data_ptr() % 64 for p in open_model(run).parameters()}
+    assert in_file != {0}, "this file proves nothing: all its tensors are aligned"
+    in_memory = {p.data_ptr() % 64 for p in RewardModel.from_pretrained(run).parameters()}
+    assert in_memory == {0}, "kernels sum in another order: a resumed run differs in the last bit"
+
+
+def test_bfloat16_files_are_float32_in_memory_but_for_frozen_weights(run):
+    rounded = {}
+    for name, tensor in tiny_model().state_dict().items():
+        rounded[name] = tensor.bfloat16()
+    edit(run, new=rounded)
+    model = open_model(run)
+    table = model.model.embed_tokens.weight.requires_grad_(False)
+    model.take_weights("cpu")
+    for name, parameter in model.named_parameters():
+        frozen = parameter is table
+        assert parameter.dtype == (torch.bfloat16 if frozen else torch.float32), name
+        assert torch.equal(parameter.float(), rounded[name].float()), name
+    # A table in bfloat16 changes nothing but memory: hidden states are float32 from there on.
+    ids = text(5, 6, END)
+    assert torch.equal(alone(model, ids), alone(RewardModel.from_pretrained(run), ids))
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda s: s.pop("model.norm.weight"), "missing: model.norm.weight"),
-    (lambda s: s.update({"model.layers.0.mlp.extra": torch.ones(2)}), "not expected: model.layers.0.mlp.extra"),
-    (lambda s: s.update({"model.norm.weight": torch.ones(7)}), r"wrong shape: model.norm.weight \[7\] instead of \[16\]"),
-    (lambda s: s.update({"score.weight": torch.ones(2, 16)}), r"wrong shape: score.weight \[2, 16\] instead of \[1, 16\]"),
+    ({"without": ["model.norm.weight"]}, "missing:? model.norm.weight$"),
+    ({"new": {"model.layers.0.extra": torch.ones(2)}}, "not expected:? model.layers.0.extra$"),
+    ({"new": {"model.norm.weight": torch.ones(7)}}, r"model.norm.weight: .*\[7\].*\[16\]"),
+    ({"new": {"score.weight": torch.ones(2, 16)}}, r"score.weight: .*\[2, 16\].*\[1, 16\]"),
+    ({"new": {"score.weight": torch.ones(1, 16).char()}}, "score.weight is torch.int8: quantised"),
+    ({"new": {"extra": torch.ones(1)}, "without": ["model.norm.weight"]},
+     "missing:? model.norm.weight[,;] not expected:? extra$"),
 ])
-def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
-    edit(save_run(tmp_path, tiny_model(), tiny_tokenizer()), change)
-    with pytest.raises(CheckpointError, match=message):
-        RewardModel.from_pretrained(tmp_path)
+def test_tensors_that_do_not_fit_are_named_in_one_line(run, change, message):
+    edit(run, **change)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_model(run)
+    assert "\n" not in str(caught.value)
 
 
-def test_all_that_does_not_fit_is_named_in_one_error(tmp_path):
-    def change(state):
-        del state["model.norm.weight"]
-        state["score.weight"] = torch.ones(2, 16)
-
-    edit(save_run(tmp_path, tiny_model(), tiny_tokenizer()), change)
-    with pytest.raises(CheckpointError, match="missing: model.norm.weight; wrong shape: score.weight"):
-        RewardModel.from_pretrained(tmp_path)
-
-
-def test_a_truncated_file_is_named(tmp_path):
-    file = save_run(tmp_path, tiny_model(), tiny_tokenizer()) / "model.safetensors"
+def test_a_truncated_file_is_named(run):
+    file = run / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="model.safetensors: not a complete safetensors file"):
-        RewardModel.from_pretrained(tmp_path)
+        open_model(run)
 
 
-def test_integer_tensors_are_somebodys_quantised_weights_and_refused(tmp_path):
-    edit(save_run(tmp_path, tiny_model(), tiny_tokenizer()), lambda s: s.update({"score.weight": torch.ones(1, 16, dtype=torch.int8)}))
-    with pytest.raises(CheckpointError, match="score.weight is of type I8"):
-        RewardModel.from_pretrained(tmp_path)
+@pytest.mark.parametrize("name", ["../model.safetensors", "/model.safetensors", "weights.bin"])
+def test_an_index_cannot_point_out_of_its_folder_or_at_a_pickle(run, name):
+    (run / "model.safetensors").rename(run.parent / "model.safetensors")
+    index = {"weight_map": {"model.norm.weight": name}}
+    (run / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="is not a file name in this folder"):
+        open_model(run)
 
 
-def test_an_index_cannot_point_out_of_its_folder(tmp_path):
-    save_run(tmp_path / "a", tiny_model(), tiny_tokenizer())
-    (tmp_path / "a" / "model.safetensors").rename(tmp_path / "model.safetensors")
-    index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
-    (tmp_path / "a" / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="not a file name in this folder"):
-        RewardModel.from_pretrained(tmp_path / "a")
+@pytest.mark.parametrize("index", [{}, {"weight_map": ["a"]}, {"weight_map": {"a": 3}}])
+def test_an_index_without_file_names_is_named(run, index):
+    (run / "model.safetensors").unlink()
+    (run / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="model.safetensors.index.json: "):
+        open_model(run)
 
 
-def test_pickled_weights_are_never_read(tmp_path):
-    folder = save_run(tmp_path, tiny_model(), tiny_tokenizer())
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="only safetensors"):
-        RewardModel.from_pretrained(folder)
-
-
-# ---------------------------------------------------------------- configs: what changes the arithmetic is never guessed
-
-
-@pytest.mark.parametrize("change, message", [
-    ({"model_type": "gpt2"}, "model_type 'gpt2'"),
-    ({"model_type": None}, "model_type None"),
-    ({"rope_theta": None}, "no rope_theta; refusing to guess"),
-    ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope type 'longrope'"),
-    ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "no low_freq_factor; refusing to guess"),
-    ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-    ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-    ({"num_hidden_layers": None}, "no num_hidden_layers"),
-    ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'"),
-    ({"hidden_size": 18, "head_dim": None}, "not a multiple"),
-    ({"num_key_value_heads": 3}, "impossible"),
-    ({"model_type": "qwen3", "head_dim": None}, "no head_dim"),
-    ({"model_type": "mistral", "num_key_value_heads": None}, "no num_key_value_heads"),
-    ({"layer_types": ["chunked_attention"]}, "layer_types"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config"),
-])
-def test_settings_this_decoder_does_not_compute_are_refused(change, message):
-    with pytest.raises(CheckpointError, match=message):
-        read_config(TINY | change)
-
-
-def test_both_spellings_of_rope_mean_the_same():
-    rule = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
-    new = read_config(TINY | {"rope_theta": None, "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **rule}})
-    old = read_config(TINY | {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **rule}})
-    older = read_config(TINY | {"rope_theta": 5e5, "rope_scaling": {"type": "llama3", "rope_type": "llama3", **rule}})
-    for config in (old, older):
-        assert (config.rope_theta, config.rope_scaling) == (new.rope_theta, new.rope_scaling) == (5e5, rule)
-
-
-def test_a_token_sees_as_many_as_the_sliding_window_and_no_more():
-    model = tiny_model(model_type="mistral", sliding_window=8, num_hidden_layers=1)
-    embedded = model.model.embed_tokens(torch.arange(3, 23)[None]).detach().requires_grad_()
-    model.model.embed_tokens.forward = lambda ids: embedded
-    model(torch.zeros(1, 20, dtype=torch.long), torch.ones(1, 20)).sum().backward()
-    assert embedded.grad[0].abs().sum(-1).nonzero()[:, 0].tolist() == list(range(12, 20))
-
-
-@pytest.mark.parametrize("settings, windows", [
-    ({"model_type": "mistral", "sliding_window": 8}, [8, 8]),
-    ({"model_type": "mistral", "sliding_window": None}, [None, None]),
-    ({"model_type": "llama", "sliding_window": 8}, [None, None]),
-    ({"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": False, "max_window_layers": 1}, [None, None]),
-    ({"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}, [None, 8]),
-    ({"model_type": "qwen3", "sliding_window": None, "layer_types": ["full_attention"] * 2}, [None, None]),
-    ({"model_type": "qwen3", "sliding_window": 8, "use_sliding_window": True,
-      "layer_types": ["sliding_attention", "full_attention"]}, [8, None]),
-    ({"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0}, [8, 8]),
-    ({"model_type": "smollm3", "sliding_window": 8, "use_sliding_window": True, "no_rope_layers": [1, 0]}, [None, 8]),
-    ({"model_type": "smollm3", "sliding_window": 8, "use_sliding_window": False, "no_rope_layers": [1, 0],
-      "layer_types": ["full_attention", "full_attention"]}, [None, None]),
-])
-def test_a_sliding_window_counts_only_where_a_layer_uses_it(settings, windows):
-    assert read_config(TINY | settings).windows == windows
-
-
-@pytest.mark.parametrize("settings, why", [
-    ({"model_type": "qwen3", "layer_types": ["sliding_attention", "full_attention"]}, "no sliding_window is in use"),
-    ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "not one for each of 2 layers"),
-    ({"model_type": "qwen3", "layer_types": ["chunked_attention"] * 2}, "chunked_attention"),
-    ({"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": True}, "no max_window_layers; refusing to guess"),
-    ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers .* each of 2 layers"),
-    ({"model_type": "smollm3", "no_rope_layers": 3}, "no_rope_layers 3 is not a list"),
-    ({"model_type": "smollm3", "no_rope_layer_interval": "x"}, "no_rope_layer_interval is 'x'"),
-    ({"rope_scaling": {"type": "linear"}}, "no factor; refusing to guess"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}, "mscale"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": -2.0}}, "factor is -2.0"),
-])
-def test_what_would_change_the_arithmetic_is_named_and_refused(settings, why):
-    with pytest.raises(CheckpointError, match=why):
-        read_config(TINY | settings)
-
-
-
-def test_an_unreadable_config_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="config.json: No such file"):
-        RewardModel.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="config.json: not JSON"):
-        RewardModel.from_pretrained(tmp_path)
-
-
-@needs_shared
-@pytest.mark.parametrize("folder, parameters", [  # without the head; SmolLM2's has a token more
-    ("mistral-7b-v0.1", 7_110_660_096), ("qwen3-1.7b", 1_720_574_976), ("qwen2.5-0.5b-instruct", 494_032_768),
-    ("smollm2-135m-seqcls", 134_515_008 + 576), ("tinyllama-1.1b-chat", 1_034_512_384),
-])
-def test_real_configs_build_the_parameters_of_the_real_checkpoints(folder, parameters):
-    folder = SHARED / "hf_metadata" / folder
-    with torch.device("meta"):
-        model = RewardModel(read_config(json.loads((folder / "config.json").read_text())))
-    ours = {name: p.numel() for name, p in model.named_parameters() if not name.startswith("score.")}
-    assert sum(ours.values()) == parameters
-    if (folder / "model.safetensors.index.json").exists():
-        theirs = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].keys()
-        assert ours.keys() == theirs - {"lm_head.weight", "score.weight"}
-
-
-@pytest.mark.parametrize("head", ["score", "v_head.summary", "value_head", "v_head", "out_proj", "my_head"])
-@pytest.mark.parametrize("own_file", [False, True])
-def test_a_reward_head_is_kept_whatever_other_tools_call_it(tmp_path, head, own_file):
-    model, folder = tiny_model(), save_run(tmp_path, tiny_model(), tiny_tokenizer())
-    tensors = load_file(folder / "model.safetensors")
-    theirs = {f"{head}.weight": tensors.pop("score.weight"), f"{head}.bias": torch.tensor([0.75])}
-    if own_file:  # as LLaMA-Factory does, beside a language model's weights
-        save_file(theirs, folder / "value_head.safetensors")
-        tensors["lm_head.weight"] = torch.zeros(400, 16)
-    save_file(tensors if own_file else tensors | theirs, folder / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text())
-    prefix = "my_head" if head == "my_head" else ["no name"]  # what is no name is no head's
-    (folder / "config.json").write_text(json.dumps(config | {"value_head_prefix": prefix}))
-    loaded = RewardModel.from_pretrained(folder)
-    assert loaded.head_origin == f"kept ({head})"
-    ids = torch.randint(3, 400, (2, 9))
-    torch.testing.assert_close(loaded(ids, torch.ones_like(ids)), model(ids, torch.ones_like(ids)) + 0.75)
-
-
-def test_two_reward_heads_or_one_of_another_shape_are_refused(tmp_path):
-    folder = save_run(tmp_path, tiny_model(), tiny_tokenizer())
-    save_file({"v_head.summary.weight": torch.zeros(1, 16)}, folder / "value_head.safetensors")
-    with pytest.raises(CheckpointError, match=r"more than one reward head \(score, v_head.summary\)"):
-        RewardModel.from_pretrained(folder)
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["score.weight"]
-    save_file(tensors, folder / "model.safetensors")
-    save_file({"v_head.summary.weight": torch.zeros(2, 16)}, folder / "value_head.safetensors")
-    with pytest.raises(CheckpointError, match=r"score.weight \[2, 16\] instead of \[1, 16\]"):
-        RewardModel.from_pretrained(folder)
+def test_pickled_weights_are_never_read(run):
+    (run / "model.safetensors").rename(run / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="no model.safetensors "):
+        open_model(run)

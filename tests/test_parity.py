@@ -1,99 +1,276 @@
-"""The decoder computes what transformers computes. fixtures/ is made by make_fixtures.py, which names the version."""
+"""The decoder computes what transformers computes, and refuses what it does not compute.
+
+make_fixtures.py made fixtures/: tiny random models, and their hidden states and rewards as
+transformers has them, for rows of 40, 1 and 17 tokens. tests/extras/ compares the rest of them.
+"""
 import json
-from pathlib import Path
+import math
 
 import pytest
 import torch
+from conftest import FIXTURES, SHARED, TINY, needs_shared, tiny_model
 from safetensors.torch import load_file
+from torch.testing import assert_close
 
-from model import FAMILIES, ROPE_RULES, RewardModel, read_config, read_json
+from model import FAMILIES, PADDED, Attention, CheckpointError, RewardModel
+from model import default_frequencies, open_model, read_config, read_json, rope_type
+from model import rotary_tables
 
-FIXTURES = Path(__file__).parent / "fixtures"
-CASES = sorted(p.parent.name for p in FIXTURES.glob("*/config.json"))
+
+def fixtures_of(model_types, rope_types) -> list[str]:
+    """The fixtures of some families, with some rope rules."""
+    found = []
+    for file in sorted(FIXTURES.glob("*/config.json")):
+        config_json = read_json(file)
+        if config_json["model_type"] in model_types and rope_type(config_json) in rope_types:
+            found.append(file.parent.name)
+    return found
+
+
+CASES = fixtures_of(FAMILIES, ("default",))
+WINDOWS = {"mistral-window": 7, "qwen2-window": 5, "qwen3-window": 9}
+
+
+def outputs(case: str, tokens: int, model: RewardModel | None = None):
+    """(ours, transformers') hidden states, and rewards, for the first tokens of each row.
+
+    A row that is longer has no expected reward: its rewards are left out.
+    """
+    if model is None:
+        model = RewardModel.from_pretrained(FIXTURES / case)
+    expected = load_file(FIXTURES / case / "expected.safetensors")
+    input_ids = expected["input_ids"][:, :tokens]
+    mask = expected["attention_mask"][:, :tokens]
+    with torch.no_grad():
+        hidden = model.model(input_ids, PADDED) * mask[..., None]
+        rewards = model(input_ids, mask)
+    complete = expected["attention_mask"].sum(-1) <= tokens
+    return (
+        (hidden, expected["hidden"][:, :tokens]),
+        (rewards[complete], expected["rewards"][complete]),
+    )
+
+
+def assert_parity(case: str, tokens: int = 40, model: RewardModel | None = None) -> None:
+    for ours, theirs in outputs(case, tokens, model):
+        assert theirs.abs().max() > 0.1, "two tensors of zeros would agree too"
+        assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def assert_no_parity(case: str, tokens: int, model: RewardModel | None = None) -> None:
+    hidden, _ = outputs(case, tokens, model)
+    difference = (hidden[0] - hidden[1]).abs().max()
+    assert difference > 1e-3, "this fixture does not show the difference: it proves nothing"
+
+
+def assert_saved_again(case: str, folder, config_json: dict) -> None:
+    """Saving gives the same tensors under the same names, and this config."""
+    model = RewardModel.from_pretrained(FIXTURES / case)
+    model.save_pretrained(folder, pad_token_id=0, state=model.state_dict())
+    before = {}
+    for file in (FIXTURES / case).glob("model*.safetensors"):
+        before |= load_file(file)
+    after = load_file(folder / "model.safetensors")
+    assert after.keys() == before.keys()
+    for name in before:
+        assert torch.equal(after[name], before[name]), name
+
+    saved = json.loads((folder / "config.json").read_text())
+    for key in config_json.keys() - {"id2label", "label2id"}:  # LABEL_0 is called "reward" now
+        assert saved[key] == config_json[key], key
+
+
+# ---------------------------------------------------------------- the decoder, by hand
+
+
+def test_rope_turns_by_the_theta_of_the_config():
+    config = read_config(TINY | {"rope_theta": 500.0})
+    frequencies, scale = default_frequencies(config)
+    expected = [1, 500 ** (-1 / 3), 500 ** (-2 / 3)]  # θ^(−2i/P) with P = 6
+    message = "rope_theta of config.json is not used: is 10000 written in the code?"
+    assert frequencies.tolist() == pytest.approx(expected), message
+    assert scale == 1
+
+    model, ids = tiny_model(), torch.arange(3, 15)[None]
+    hidden = model.model(ids, PADDED)
+    model.config.rope["rope_theta"] = 500.0
+    assert (model.model(ids, PADDED) - hidden).abs().max() > 1e-3, message
+
+
+def test_attention_written_plainly():
+    # 4 query heads, 2 key/value heads: query heads 0 and 1 share key head 0, 2 and 3 share 1.
+    torch.manual_seed(0)
+    q = torch.randn(1, 4, 5, 6)  # (R, H, T, P)
+    k, v = torch.randn(2, 1, 2, 5, 6)  # (R, K, T, P) each
+    expected = torch.empty(1, 4, 5, 6)
+    for head in range(4):
+        shared = head // 2
+        for t in range(5):
+            seen = slice(0, t + 1)
+            attention = k[0, shared, seen] @ q[0, head, t] / math.sqrt(6)  # (t + 1,)
+            expected[0, head, t] = attention.softmax(0) @ v[0, shared, seen]
+    message = "does a token see later ones? Do neighbouring query heads share a key/value head?"
+    assert_close(PADDED.attend(q, k, v), expected, atol=1e-5, rtol=0, msg=message)
+
+
+def test_attention_depends_on_distances_not_on_positions():
+    torch.manual_seed(0)
+    config = read_config(TINY)
+    attention, x = Attention(config), torch.randn(1, 7, 16)
+    here = attention(x, *rotary_tables(config, torch.arange(7)), PADDED)
+    further = attention(x, *rotary_tables(config, torch.arange(7) + 50), PADDED)
+    assert_close(here, further, atol=1e-5, rtol=0)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    ids = torch.arange(3, 27).reshape(2, 12)
+    plain, recomputed = tiny_model(), tiny_model()
+    recomputed.model.gradient_checkpointing = True
+    calls = []
+    for layer in recomputed.model.layers:
+        layer.register_forward_pre_hook(lambda *inputs: calls.append("layer"))
+    plain(ids, torch.ones_like(ids)).sum().backward()
+    recomputed(ids, torch.ones_like(ids)).sum().backward()
+    assert len(calls) == 2 * len(recomputed.model.layers), "each layer computes twice"
+    others = dict(recomputed.named_parameters())
+    for name, parameter in plain.named_parameters():
+        assert_close(parameter.grad, others[name].grad, msg=name)
+
+
+# ---------------------------------------------------------------- equal to transformers
 
 
 def test_every_family_has_a_fixture():
-    assert set(FAMILIES) == {case.split("-")[0] for case in CASES}
-    assert set(ROPE_RULES) == {read_config(read_json(FIXTURES / case / "config.json")).rope_type for case in CASES}
+    families = set()
+    for case in CASES:
+        families.add(case.split("-")[0])
+    assert families == set(FAMILIES)
+    assert WINDOWS.keys() < set(CASES)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in WINDOWS])
 def test_hidden_states_and_rewards_equal_those_of_transformers(case):
-    model, expected = RewardModel.from_pretrained(FIXTURES / case).eval(), load_file(FIXTURES / case / "expected.safetensors")
-    input_ids, mask = expected["input_ids"], expected["attention_mask"]
-    with torch.no_grad():
-        hidden, rewards = model.model(input_ids) * mask[..., None], model(input_ids, mask)
-    assert rewards.std() > 0.1  # they would not agree by all being 0
-    torch.testing.assert_close(hidden, expected["hidden"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(rewards, expected["rewards"], atol=1e-5, rtol=0)
+    assert_parity(case)
+
+
+@pytest.mark.parametrize("case, window", WINDOWS.items())
+def test_a_model_with_a_window_is_an_ordinary_one_for_texts_of_that_length(case, window):
+    config = read_config(read_json(FIXTURES / case / "config.json"))
+    assert config.max_length == window, "a window in use is the limit of a text's length"
+    assert_parity(case, tokens=window)
+    assert_no_parity(case, tokens=window + 5)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_saving_again_gives_the_same_tensors_under_the_same_names(case, tmp_path):
-    model = RewardModel.from_pretrained(FIXTURES / case)
-    model.save_pretrained(tmp_path, pad_token_id=0)
-    before = {n: t for f in (FIXTURES / case).glob("model*.safetensors") for n, t in load_file(f).items()}
-    after = load_file(tmp_path / "model.safetensors")
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[n], after[n]) for n in before)
-    config, saved = (json.loads((p / "config.json").read_text()) for p in (FIXTURES / case, tmp_path))
-    arithmetic = config.keys() - {"id2label", "label2id"}
-    assert {k: saved[k] for k in arithmetic} == {k: config[k] for k in arithmetic}
-
-
-@pytest.mark.parametrize("case", ["llama", "llama-linear", "llama-yarn", "qwen2-yarn"])
-def test_the_rope_rule_is_part_of_what_a_fixture_proves(case):
-    expected = load_file(FIXTURES / case / "expected.safetensors")
-    model = RewardModel.from_pretrained(FIXTURES / case).eval()
-    model.model.config.rope_type = "default"
-    with torch.no_grad():
-        assert (model(expected["input_ids"], expected["attention_mask"]) - expected["rewards"]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("case", ["mistral-window", "qwen2-window", "qwen3-window", "smollm3"])
-def test_windows_and_layers_without_positions_are_part_of_what_a_fixture_proves(case):
-    expected = load_file(FIXTURES / case / "expected.safetensors")
-    for setting, plain in (("window", None), ("uses_rope", True)):
-        model = RewardModel.from_pretrained(FIXTURES / case).eval()
-        if all(getattr(layer.self_attn, setting) == plain for layer in model.model.layers):
-            continue
-        for layer in model.model.layers:
-            setattr(layer.self_attn, setting, plain)
-        with torch.no_grad():
-            assert (model(expected["input_ids"], expected["attention_mask"]) - expected["rewards"]).abs().max() > 1e-3
-
-
-# ---------------------------------------------------------------- round trips (what transformers did stands in round-trips/)
-
-
-def rewards_of(folder, inputs):
-    with torch.no_grad():
-        return RewardModel.from_pretrained(folder).eval()(inputs["input_ids"], inputs["attention_mask"])
+    assert_saved_again(case, tmp_path, read_json(FIXTURES / case / "config.json"))
 
 
 def test_ours_to_transformers_and_back_changes_no_reward(tmp_path):
-    expected = load_file(FIXTURES / "qwen3" / "expected.safetensors")
-    RewardModel.from_pretrained(FIXTURES / "qwen3").save_pretrained(tmp_path, pad_token_id=0)
-    through = FIXTURES / "round-trips" / "qwen3-through-both"  # this folder, opened and written again by transformers
-    ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(through / "model.safetensors")
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
-    for folder in (tmp_path, through):
-        torch.testing.assert_close(rewards_of(folder, expected), expected["rewards"], atol=1e-5, rtol=0)
+    model = RewardModel.from_pretrained(FIXTURES / "qwen3")
+    model.save_pretrained(tmp_path, pad_token_id=0, state=model.state_dict())
+    ours = load_file(tmp_path / "model.safetensors")
+    # Our folder, opened and written again by transformers.
+    through_both = FIXTURES / "round-trips" / "qwen3-through-both"
+    theirs = load_file(through_both / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    assert_parity("qwen3", model=RewardModel.from_pretrained(tmp_path))
+    assert_parity("qwen3", model=RewardModel.from_pretrained(through_both))
 
 
-def test_llamafactorys_layout_to_ours_to_transformers_changes_no_reward_but_by_the_bias(tmp_path):
-    folder = FIXTURES / "round-trips" / "qwen2-llamafactory"
-    expected = load_file(folder / "expected.safetensors")
-    torch.testing.assert_close(rewards_of(folder, expected), expected["rewards"], atol=1e-5, rtol=0)
-    model = RewardModel.from_pretrained(folder)
-    assert model.head_origin == "kept (v_head.summary)"
-    bias = model.score.bias.item()
-    assert bias == 0.75
-    model.save_pretrained(tmp_path, pad_token_id=0)  # what transformers opened when the fixture was made
-    torch.testing.assert_close(rewards_of(tmp_path, expected), expected["rewards"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(expected["rewards_in_transformers"] + bias, expected["rewards"], atol=1e-5, rtol=0)
-    again = tmp_path / "again"
-    model.save_pretrained(again, pad_token_id=0, save_format="llamafactory")  # and back into their layout
-    names = lambda where: {n for f in ("model", "value_head") for n in load_file(where / f"{f}.safetensors")}
-    assert names(again) == names(folder) - {"lm_head.weight"}
-    torch.testing.assert_close(rewards_of(again, expected), expected["rewards"], atol=1e-5, rtol=0)
+# ---------------------------------------------------------------- configs: never guessed
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"model_type": "gpt2"}, "model_type 'gpt2' is not one of llama, mistral, qwen2, qwen3"),
+    ({"model_type": None}, "model_type None is not one of"),
+    ({"model_type": ["llama"]}, "model_type .* is not one of"),
+    ({"model_type": "qwen3", "head_dim": None}, "no head_dim; refusing to guess"),
+    ({"model_type": "mistral", "num_key_value_heads": None}, "no num_key_value_heads"),
+    ({"num_hidden_layers": None}, "no num_hidden_layers; refusing to guess"),
+    ({"num_key_value_heads": 3}, "key/value heads"),
+    ({"head_dim": 5}, "head_dim"),
+    ({"vocab_size": 400.0}, "vocab_size is 400.0"),
+    ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'"),
+    ({"rms_norm_eps": True}, "rms_norm_eps is True"),
+    ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"rope_theta": None}, "no rope_theta; refusing to guess"),
+    ({"rope_theta": -1.0}, "rope_theta is -1.0"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+    ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary"),
+    ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope'"),
+    ({"rope_scaling": {"rope_type": ["default"]}}, "'default'"),
+    ({"rope_scaling": {"type": "default", "mscale": 1.0}}, "rope setting 'mscale'"),
+    ({"rope_scaling": "linear"}, "rope_scaling is 'linear', not an object"),
+    ({"model_type": "mistral", "sliding_window": "x"}, "sliding_window is 'x'"),
+])
+def test_what_would_change_the_arithmetic_is_named_and_refused(settings, message):
+    with pytest.raises(CheckpointError, match="^config.json: .*" + message):
+        read_config(TINY | settings)
+
+
+def test_both_spellings_of_rope_mean_the_same():
+    rule = {"rope_type": "default", "rope_theta": 5e5}
+    new = read_config(TINY | {"rope_theta": None, "rope_parameters": rule})
+    old = read_config(TINY | {"rope_theta": 5e5})
+    older = read_config(TINY | {"rope_theta": 5e5, "rope_scaling": {"type": "default"}})
+    assert new.rope == old.rope == older.rope == rule
+
+
+def test_llama_1_has_as_many_key_heads_as_query_heads():
+    config = read_config(TINY | {"num_key_value_heads": None})
+    assert config.num_key_value_heads == TINY["num_attention_heads"]
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@pytest.mark.parametrize("family, settings, expected", [
+    ("mistral", {"sliding_window": 8}, 8),
+    ("mistral", {"sliding_window": None}, 256),
+    ("mistral", {"sliding_window": 1000}, 256),
+    ("llama", {"sliding_window": 8}, 256),
+    ("qwen2", {"sliding_window": 8, "use_sliding_window": False}, 256),
+    ("qwen2", {"sliding_window": 8, "use_sliding_window": True}, 8),
+    ("qwen3", {"sliding_window": 8, "layer_types": [SLIDING, FULL]}, 8),
+    ("qwen3", {"sliding_window": 8, "layer_types": [FULL, FULL]}, 256),
+    ("qwen3", {"sliding_window": None, "layer_types": [FULL, FULL]}, 256),
+])
+def test_a_window_limits_the_length_only_where_it_is_in_use(family, settings, expected):
+    config = read_config(TINY | {"model_type": family} | settings)
+    assert config.max_length == expected
+
+
+def test_a_config_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="config.json: No such file"):
+        open_model(tmp_path)
+    for text in ("{", "[" * 100_000, "\xff", "[]"):
+        (tmp_path / "config.json").write_text(text, encoding="latin-1")
+        with pytest.raises(CheckpointError, match="config.json: not (JSON|a JSON object)"):
+            open_model(tmp_path)
+
+
+PARAMETERS = {  # of the decoder, without the head; the pad of smollm2's classifier is new
+    "mistral-7b-v0.1": 7_110_660_096,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen2.5-0.5b-instruct": 494_032_768,
+    "smollm2-135m-seqcls": 134_515_008 + 576,
+    "tinyllama-1.1b-chat": 1_034_512_384,
+}
+
+
+@needs_shared
+@pytest.mark.parametrize("name, expected", PARAMETERS.items())
+def test_real_configs_build_the_parameters_of_the_real_checkpoints(name, expected):
+    folder = SHARED / "hf_metadata" / name
+    config = read_config(read_json(folder / "config.json"))
+    with torch.device("meta"):
+        ours = RewardModel(config).model.state_dict()
+    assert sum(parameter.numel() for parameter in ours.values()) == expected
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        theirs = read_json(index)["weight_map"].keys()
+        assert {f"model.{key}" for key in ours} == theirs - {"lm_head.weight", "score.weight"}

@@ -1,0 +1,79 @@
+"""The least that a training step can take: its matrix products alone. A worker of speed.py."""
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import asked_to_work, read_json
+
+from data import common_prefix
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+def floor(s: dict) -> dict:
+    """Seconds that the matrix products of a pair take: every linear layer, forward and backward.
+
+    On the real tokens, each prompt once, the pairs of a micro-batch together.
+    """
+    shape = read_json(Path(s["folder"], "model", "config.json"))
+    sizes = matrices(shape)
+    tokens = tokens_of_pairs(Path(s["folder"], "ids.json"))
+    seconds = []
+    for first in range(0, len(tokens), s["batch"]):
+        batch = sum(tokens[first : first + s["batch"]])
+        seconds.append(layer_seconds(batch, sizes, s))
+    seconds[0] = layer_seconds(sum(tokens[: s["batch"]]), sizes, s)  # again: that was the warmup
+    return {
+        "seconds_per_pair": shape["num_hidden_layers"] * sum(seconds) / len(tokens),
+        "tokens_per_pair": sum(tokens) / len(tokens),
+    }
+
+
+def tokens_of_pairs(file: Path) -> list[int]:
+    """The tokens of each pair, what both sequences begin with counted once."""
+    tokens = []
+    for pair in read_json(file):
+        chosen, rejected = map(np.array, pair)
+        shared = common_prefix([chosen, rejected])
+        tokens.append(len(chosen) + len(rejected) - shared)
+    return tokens
+
+
+def matrices(shape: dict) -> list[tuple[int, int]]:
+    """(in, out) of the linear maps of a layer."""
+    D, I = shape["hidden_size"], shape["intermediate_size"]
+    wide = shape["num_attention_heads"] * shape["head_dim"]
+    narrow = shape["num_key_value_heads"] * shape["head_dim"]
+    attention = [(D, wide), (D, narrow), (D, narrow), (wide, D)]
+    mlp = [(D, I), (D, I), (I, D)]
+    return attention + mlp
+
+
+def layer_seconds(tokens: int, sizes: list, s: dict) -> float:
+    """x Wᵀ, and the gradients of x and of W, for every W of a layer."""
+    options = {"dtype": DTYPES[s["dtype"]], "device": s["device"]}
+    total = 0.0
+    for n, m in sizes:
+        x = torch.randn(tokens, n, **options)
+        w = torch.randn(m, n, **options)
+        g = torch.randn(tokens, m, **options)
+        wait(s["device"])
+        began = time.perf_counter()
+        F.linear(x, w)
+        g @ w
+        g.T @ x
+        wait(s["device"])
+        total += time.perf_counter() - began
+    return total
+
+
+def wait(device: str) -> None:
+    """Until the GPU has done what it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    asked_to_work({"floor": floor})

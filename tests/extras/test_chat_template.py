@@ -1,0 +1,360 @@
+"""Chat templates: the text and the ids of transformers, one BOS, one end token, and no way out."""
+import json
+import re
+import time
+
+import pytest
+import tokenizers
+from conftest import FIXTURES, tiny_tokenizer
+
+from data import Audit, DataError, Tokenizer, examples_of, open_tokenizer, parse_row
+from extras.chat_template import TemplateTokenizer, compile_template
+
+GOLDEN = json.loads((FIXTURES / "templates.json").read_text("utf-8"))["templates"]
+MARKS = ("<|eot_id|>", "<|im_start|>", "<|im_end|>")
+ANSWERS = {name: golden["template"] for name, golden in GOLDEN.items()}
+# Nothing closes a turn here, and there is much white space that jinja2 could trim.
+ANSWERS["open"] = """
+{% for m in messages %}
+  <{{ m.role }}>{{ m.content }}
+{% endfor %}
+{% if add_generation_prompt %}<assistant>{% endif %}
+"""
+ANSWERS["newline"] = "{% for m in messages %}{{ m.content }}{% endfor %}!\n"
+ANSWERS["spaces"] = "{% for m in messages %}{{ m.content }}{% endfor %}!\n  "
+# Llama 3.1 does so: a variable of the template hides the messages.
+ANSWERS["renames"] = """{%- set first = messages[0]['content'] %}
+{%- set messages = messages[1:] %}
+{%- macro say(m) %}{{ m.content }}</s>{% endmacro %}
+{{- first }}{% for m in messages %}{{ say(m) }}
+{% endfor %}{% if add_generation_prompt %}A:{% endif %}"""
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def tokenizer_with(template, **options) -> TemplateTokenizer:
+    """tiny_tokenizer with this chat template."""
+    plain = tiny_tokenizer(**options)
+    config = plain.config | {"chat_template": template}
+    return TemplateTokenizer(plain.backend, config)
+
+
+def golden_tokenizer(name) -> Tokenizer:
+    """The tokenizer that transformers' ids were made with."""
+    backend = tokenizers.Tokenizer.from_file(str(FIXTURES / "tokenizer.json"))
+    config = {"pad_token": "<pad>", "chat_template": GOLDEN[name]["template"]}
+    for token in ("bos_token", "eos_token"):
+        config[token] = GOLDEN[name][token]
+    return open_tokenizer(backend, config, name)
+
+
+def text_of(tokenizer, ids) -> str:
+    return tokenizer.backend.decode(list(ids), skip_special_tokens=False)
+
+
+def sequences_of(tokenizer, prompt, *answers):
+    """The sequences of some answers, and where the response starts."""
+    row = parse_row({"prompt": prompt, "responses": list(answers)})
+    return tokenizer.encode_row(row)
+
+
+# ---------------------------------------------------------------- what transformers makes of it
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_published_templates_give_the_text_of_transformers(name):
+    tokenizer = golden_tokenizer(name)
+    assert type(tokenizer) is TemplateTokenizer
+    rendered = 0
+    for case in GOLDEN[name]["cases"]:
+        messages = case["messages"]
+        if "refused" in case:
+            with pytest.raises(DataError, match=re.escape(case["refused"])):
+                tokenizer.render(messages)
+            continue
+        assert tokenizer.render(messages) == case["text"]
+        assert tokenizer.render(messages[:-1], add_generation_prompt=True) == case["prompt"]
+        rendered += 1
+    assert rendered >= 3
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_ids_are_those_of_transformers_up_to_the_end_token(name):
+    tokenizer = golden_tokenizer(name)
+    assert tokenizer.end_token == GOLDEN[name]["eos_token"]
+    for case in GOLDEN[name]["cases"]:
+        if "refused" in case:
+            continue
+        ids = tokenizer.encode([tokenizer.render(case["messages"])])[0].tolist()
+        theirs = case["ids"]
+        assert ids == theirs[: len(ids)], "another BOS, or another text?"
+        assert ids[-1] == tokenizer.end_id
+        rest = tokenizer.backend.decode(theirs[len(ids) :])
+        assert rest in ("", "\n"), "more was cut than the newline after the end token"
+
+
+def test_what_templates_add_by_themselves_is_in_the_golden_texts():
+    """The tests above prove little if the four dialogues do not reach these branches."""
+    texts = {}
+    for name in GOLDEN:
+        texts[name] = [case.get("text") for case in GOLDEN[name]["cases"]]
+    assert "<think>\n\n</think>\n\nIt is green." in texts["qwen3"][0]
+    assert "A greeting." not in texts["qwen3"][2]
+    assert "So soon?" in texts["qwen3"][3]
+    assert "named SmolLM" in texts["smollm2"][0] and "named SmolLM" not in texts["smollm2"][1]
+    assert "You are Qwen" in texts["qwen2.5"][0] and "You are Qwen" not in texts["qwen2.5"][1]
+
+
+# ---------------------------------------------------------------- one BOS, one end token
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("bos", [True, False])
+def test_bos_is_there_once_where_the_template_writes_it_and_the_end_token_once_and_last(name, bos):
+    tokenizer = tokenizer_with(ANSWERS[name], bos=bos, specials=MARKS)
+    sequences, _ = sequences_of(tokenizer, "q", "good", "bad one")
+    writes_bos = "bos_token" in ANSWERS[name]
+    for sequence in sequences:
+        ids = sequence.tolist()
+        assert ids.count(1) == int(writes_bos), "the tokenizer put a BOS before the template's?"
+        assert (ids[0] == 1) == writes_bos
+        assert ids[-1] == tokenizer.end_id
+        assert ids[-8:].count(tokenizer.end_id) == 1
+    assert tokenizer.bos == ("<s>" if writes_bos else "")
+
+
+def test_a_bos_that_the_template_leaves_out_is_not_added():
+    template = (
+        "{% if messages[0].role != 'system' %}{{ bos_token }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    )
+    tokenizer = tokenizer_with(template, bos=True)
+    system = {"role": "system", "content": "s"}
+    texts = [tokenizer.render([user("q")]), tokenizer.render([system, user("q")])]
+    with_bos, without = tokenizer.encode(texts)
+    assert with_bos[0] == 1 and without[0] != 1
+
+
+def test_the_end_token_is_the_one_that_closes_an_answer_not_always_the_eos():
+    ends = {}
+    for name in ANSWERS:
+        ends[name] = tokenizer_with(ANSWERS[name], specials=MARKS).end_token
+    assert ends["qwen2.5"] == ends["qwen3"] == ends["chatml"] == "<|im_end|>"
+    assert ends["llama3"] == "<|eot_id|>"
+    assert ends["zephyr"] == ends["mistral"] == ends["open"] == "</s>"
+
+
+def test_the_end_token_is_a_whole_special_token():
+    template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    assert tokenizer_with(template, specials=("|>", *MARKS)).end_token == "<|im_end|>"
+    plain = tiny_tokenizer()
+    plain.backend.add_tokens(["<br>"])  # an ordinary word of the vocabulary
+    config = plain.config | {"chat_template": template.replace("<|im_end|>", "<br>")}
+    assert TemplateTokenizer(plain.backend, config).end_token == "</s>"
+
+
+def test_a_pad_that_is_the_end_token_is_not_used():
+    tokenizer = tokenizer_with(GOLDEN["chatml"]["template"], specials=MARKS, pad_token="<|im_end|>")
+    assert tokenizer.pad_id != tokenizer.end_id
+
+
+def test_all_special_tokens_that_have_a_name_reach_the_template():
+    tokenizer = tokenizer_with(
+        "{{ cls_token }}{% for m in messages %}{{ m.content }}{{ sep_token }}{% endfor %}",
+        specials=("[CLS]", "[SEP]"),
+        cls_token="[CLS]",
+        sep_token={"content": "[SEP]"},
+    )
+    assert tokenizer.render([user("q"), assistant("a")]) == "[CLS]q[SEP]a[SEP]"
+    assert tokenizer.end_token == "[SEP]"
+
+
+def test_a_template_that_closes_no_turn_needs_an_eos():
+    backend = tiny_tokenizer().backend
+    with pytest.raises(DataError, match="no eos_token"):
+        TemplateTokenizer(backend, {"chat_template": ANSWERS["open"]})
+
+
+# ---------------------------------------------------------------- saving
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("bos", [True, False])
+def test_the_saved_template_alone_gives_the_ids_up_to_the_end_token(name, bos, tmp_path):
+    """What transformers and vLLM do: render, then tokenize without adding anything."""
+    dialogue = [user("hi"), assistant("you"), user("cat "), assistant("there ")]
+    tokenizer = tokenizer_with(ANSWERS[name], bos=bos, specials=MARKS)
+    ids = tokenizer.encode([tokenizer.render(dialogue)])[0].tolist()
+    folders = (tmp_path / "saved", tmp_path / "saved-again")
+    for folder in folders:
+        folder.mkdir()
+        tokenizer.save(folder, max_length=77)
+        tokenizer = Tokenizer.from_folder(folder)
+        assert tokenizer.max_length == 77
+        rendered = tokenizer.render(dialogue)
+        alone = tokenizer.backend.encode(rendered, add_special_tokens=False).ids
+        assert alone == ids, f"{rendered!r} has another last token than training"
+        prompt = tokenizer.render(dialogue[:-1], add_generation_prompt=True)
+        unsaved = tokenizer_with(ANSWERS[name], bos=bos, specials=MARKS)
+        assert prompt == unsaved.render(dialogue[:-1], add_generation_prompt=True)
+
+
+def test_chat_template_jinja_comes_before_tokenizer_config(tmp_path):
+    tiny_tokenizer().save(tmp_path, 77)
+    source = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(source)
+    assert Tokenizer.from_folder(tmp_path).render([user("a"), assistant("b")]) == "[a][b]"
+
+
+def test_of_several_named_templates_the_default_is_taken():
+    source = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    named = [{"name": "default", "template": source}, {"name": "rag", "template": "x"}]
+    assert tokenizer_with(named).render([user("a")]) == "a</s>"
+    with pytest.raises(DataError, match="no chat template is named 'default', of rag"):
+        tokenizer_with(named[1:])
+    with pytest.raises(DataError, match="chat_template is '3', not text"):
+        tokenizer_with(3)
+
+
+# ---------------------------------------------------------------- prompt and response
+
+
+def test_the_prompt_is_the_same_tokens_in_all_sequences_and_the_response_the_rest():
+    tokenizer = tokenizer_with(GOLDEN["llama3"]["template"], bos=True, specials=MARKS)
+    sequences, start = sequences_of(tokenizer, "the mat", "the cat sat", "the cat did")
+    prompt = tokenizer.render([user("the mat")], add_generation_prompt=True)
+    for sequence, answer in zip(sequences, ("the cat sat", "the cat did")):
+        assert text_of(tokenizer, sequence[:start]) == prompt
+        assert text_of(tokenizer, sequence[start:]) == answer + "<|eot_id|>"
+
+
+def test_a_think_block_before_the_last_answer_belongs_to_the_response():
+    # Qwen3 does this; in the text of the prompt alone there is no such block.
+    tokenizer = tokenizer_with(
+        "{% for m in messages %}<{{ m.role }}>"
+        "{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}"
+        "{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    prompt = [user("a"), assistant("b"), user("c")]
+    [good, _], start = sequences_of(tokenizer, prompt, "good", "bad")
+    prompt_text = "<user>a</s><assistant>b</s><user>c</s><assistant>"
+    assert text_of(tokenizer, good[:start]) == prompt_text
+    assert text_of(tokenizer, good[start:]) == "<think></think>good</s>"
+
+
+def test_a_prompt_that_is_too_long_loses_its_oldest_tokens_and_keeps_the_header():
+    tokenizer = tokenizer_with(GOLDEN["llama3"]["template"], bos=True, specials=MARKS)
+    sequences, start = sequences_of(tokenizer, "first " * 30 + "last", "good one", "bad")
+    header = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    header_tokens = len(tokenizer.backend.encode(header, add_special_tokens=False).ids)
+    for excess in range(1, start):
+        limit = max(map(len, sequences)) - excess
+        shortened = tokenizer.shorten(sequences, start, limit)
+        if shortened is None:
+            break
+        for whole, short in zip(sequences, shortened[0]):
+            assert short[0] == 1, "BOS is lost"
+            assert (short[1:] == whole[1 + excess :]).all()
+        assert text_of(tokenizer, shortened[0][0][: shortened[1]]).endswith(header)
+    left = start - excess
+    assert left <= header_tokens + 2, "it was given up too early"  # BOS, and the end of a turn
+
+
+@pytest.mark.parametrize("template", [
+    "{% for m in messages if m.role == 'user' %}{{ m.content }}</s>\n{% endfor %}",
+    "{% for m in messages %}{{ m.content | trim }}</s>{% endfor %}",
+], ids=["drops the answer", "trims the answer"])
+def test_responses_that_a_template_makes_equal_are_left_out(template):
+    audit = Audit()
+    row = parse_row({"prompt": "q", "chosen": "good ", "rejected": "good"})
+    assert list(examples_of([row], tokenizer_with(template), 60, audit)) == []
+    assert audit.left_out["identical responses"] == 1
+
+
+def test_a_dialogue_that_the_template_refuses_stops_or_is_counted():
+    strict = (
+        "{% for m in messages %}"
+        "{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        "{{ m.content }}</s>{% endfor %}"
+    )
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    turns = [{"role": "system", "content": "s"}, user("q")]
+    rows = [parse_row(pair | {"prompt": turns}, "f:7"), parse_row(pair, "f:8")]
+    tokenizer = tokenizer_with(strict)
+    with pytest.raises(DataError, match="f:7: .*no system turns"):
+        list(examples_of(rows, tokenizer, 60, Audit()))
+    audit = Audit()
+    kept = list(examples_of(rows, tokenizer, 60, audit, skip_bad_rows=True))
+    assert len(kept) == 1
+    assert audit.left_out["refused by the template"] == 1
+
+
+# ---------------------------------------------------------------- the language of templates
+
+
+def test_generation_tags_leave_the_text_as_it_is():
+    body = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}@{{ m.content }}</s>#"
+        "{% else %}[{{ m.content }}]{% endif %}{% endfor %}"
+    )
+    dialogue = [user("a"), assistant("b")]
+    plain = tokenizer_with(body.replace("@", "").replace("#", ""))
+    for start, end in (("{% ", " %}"), ("{%- ", " -%}"), ("{%+", "+%}")):
+        opened = body.replace("@", f"{start}generation{end}")
+        marked = tokenizer_with(opened.replace("#", f"{start}endgeneration{end}"))
+        assert marked.render(dialogue) == plain.render(dialogue) == "[a]b</s>"
+        assert marked.end_token == "</s>"
+
+
+def test_a_generation_block_is_a_scope_as_in_transformers():
+    scoped = tokenizer_with(
+        "{% set x = 'A' %}{% generation %}{% set x = 'B' %}{% endgeneration %}{{ x }}</s>"
+    )
+    assert scoped.render([user("a")]) == "A</s>"
+
+
+def test_tojson_and_the_clock_are_those_of_transformers():
+    tokenizer = tokenizer_with(
+        "{{ {'b': '<', 'a': 'é'} | tojson(sort_keys=true, indent=1) }}{{ strftime_now('%Y') }}</s>"
+    )
+    expected = '{\n "a": "é",\n "b": "<"\n}' + time.strftime("%Y") + "</s>"
+    assert tokenizer.render([user("x")]) == expected
+
+
+def test_tools_and_documents_are_there_and_none():
+    tokenizer = tokenizer_with("{{ tools is none }} {{ documents is none }}</s>")
+    assert tokenizer.render([user("x")]) == "True True</s>"
+
+
+def test_loops_may_break_and_white_space_around_tags_is_trimmed():
+    template = compile_template("{% for i in 'abc' %}\n  {% if i == 'b' %}{% break %}{% endif %}\n"
+                                "{{ i }}\n{% endfor %}", "t")
+    assert template.render() == "a\n"
+
+
+@pytest.mark.parametrize("template, message", [
+    ("{{ messages.append(1) }}", "unsafe"),
+    ("{{ messages[0].update(role='x') }}", "unsafe"),
+    ("{{ messages.__class__.__init__.__globals__ }}", "unsafe"),
+    ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+    ("{{ cycler.__init__.__globals__.os.system('true') }}", "unsafe"),
+    ("{{ raise_exception.__globals__ }}{{ raise_exception.__globals__.x }}", "unsafe"),
+    ("{% include '/etc/passwd' %}", "no loader"),
+    ("{% import 'os' as os %}", "no loader"),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+    ("{% for i in range(10 ** 7) %}{% endfor %}", "Range too big"),
+    ("{{ 1 // 0 }}", "division"),
+    ("{{ raise_exception('one\n  two') }}", "one two"),
+    ("{% for m in messages %}{{ m", "not valid"),
+    ("{% nothing %}", "not valid"),
+])
+def test_a_template_that_reaches_out_or_fails_is_refused_in_one_line(template, message):
+    with pytest.raises(DataError, match="tokenizer: the chat template .*" + message) as error:
+        tokenizer_with(template)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,297 @@
+"""train_rm.py: which rows a run sees, what it logs, and what it leaves in the run folder."""
+import json
+import os
+
+import pytest
+import torch
+from conftest import command, read_lines, save_run, tiny_model, tiny_tokenizer, write_rows
+from runs import MIXED, SMALL, STILL, column, every_step, folder, metrics, options, pairs, report
+from runs import small_toy, toy, train
+from safetensors.torch import load_file, save_file
+
+import eval as evaluation
+import train_rm
+from model import RewardModel
+
+# ---------------------------------------------------------------- which rows, and what is logged
+
+
+def test_the_seed_decides_the_order_of_the_rows(folder, tmp_path, every_step):
+    for name, seed in (("a", 5), ("again", 5), ("other", 6)):
+        args = [*STILL, "--seed", seed, "--output", tmp_path / name]
+        assert train(folder, *args)[0] == 0
+    losses = {name: column(tmp_path / name, "loss") for name in ("a", "again", "other")}
+    assert losses["a"] == losses["again"]
+    # The model is the same, and does not change. So only other rows give other losses.
+    assert losses["a"] != losses["other"], "--seed does not reach the order of the rows"
+    assert sum(losses["a"]) == pytest.approx(sum(losses["other"]), abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path, small_toy):
+    for name, seed in (("a", 5), ("again", 5), ("other", 6)):
+        args = ["--max-steps", 4, "--seed", seed, "--output", tmp_path / name]
+        assert toy(*args)[0] == 0
+    files = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("a", "again", "other")]
+    assert files[0] == files[1] != files[2]
+
+
+def test_logged_numbers_are_means_over_all_pairs_since_the_last_line(folder, tmp_path, monkeypatch):
+    # Three equal steps are an epoch, and no weight changes: the means are those of all rows.
+    monkeypatch.setattr(train_rm, "LOGGING_STEPS", 3)
+    data = ["--eval-data", folder / "train.jsonl", "--gradient-accumulation-steps", 4]
+    args = [*data, *STILL, "--epochs", 2, "--output", tmp_path / "run"]
+    assert train(folder, *args)[0] == 0
+    of_run = report(tmp_path / "run")
+    lines = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    assert [(line["step"], line["epoch"]) for line in lines] == [(3, 1), (6, 2)]
+    for line in lines:
+        for name in ("loss", "accuracy", "mean_margin"):
+            assert line[name] == pytest.approx(of_run[name], abs=1e-5), name
+        mean = (of_run["mean_chosen"] + of_run["mean_rejected"]) / 2
+        assert line["mean_reward"] == pytest.approx(mean, abs=1e-5)
+
+
+def test_evaluations_during_training_are_reports_on_the_held_out_rows(folder, tmp_path):
+    args = [*STILL, "--eval-steps", 2, "--max-steps", 5, "--output", tmp_path / "run"]
+    assert train(folder, *args)[0] == 0
+    files = [tmp_path / "run" / "held_out.jsonl", folder / "train.jsonl"]
+    output = ["--output", tmp_path / "report.json"]
+    assert command(evaluation.main, "report", folder / "tiny", "--data", *files, *output)[0] == 0
+    held_out, trained_on = json.loads((tmp_path / "report.json").read_text())
+    lines = [line for line in metrics(tmp_path / "run") if "eval_loss" in line]
+    assert [line["step"] for line in lines] == [2, 4, 5], "every two steps, and at the end"
+    for line in lines:
+        assert line["eval_loss"] == pytest.approx(held_out["loss"], abs=1e-5)
+        assert line["eval_loss"] != pytest.approx(trained_on["loss"], abs=1e-2)
+        assert line["eval_accuracy"] == pytest.approx(held_out["accuracy"])
+        assert line["eval_accuracy_ci95"] == pytest.approx(held_out["accuracy_ci95"])
+
+
+def test_no_prompt_is_both_trained_on_and_held_out(tmp_path, monkeypatch):
+    rows = [row | {"rejected": f"no {n}"} for n in range(3) for row in pairs(20)]
+    write_rows(tmp_path / "d.jsonl", rows)
+    seen, accumulate = set(), train_rm.accumulate_gradients
+
+    def watched(model, batches, *more):
+        for batch in batches:
+            seen.update(map(tuple, batch.input_ids.tolist()))
+        return accumulate(model, batches, *more)
+
+    monkeypatch.setattr(train_rm, "accumulate_gradients", watched)
+    data = ["--data", tmp_path / "d.jsonl", "--eval-fraction", 0.3, "--batch-size", 16]
+    run = tmp_path / "run"
+    assert command(train_rm.main, *SMALL, *data, "--output", run)[0] == 0
+    backend = train_rm.Tokenizer.from_folder(run).backend
+    trained_on = {backend.decode(ids).split("\n")[0].removeprefix("User: ") for ids in seen}
+    held_out = {row["prompt"] for row in read_lines(run / "held_out.jsonl")}
+    assert len(held_out) == 6 and trained_on == {row["prompt"] for row in rows} - held_out
+    assert len(read_lines(run / "held_out.jsonl")) == 18, "a prompt is held out with all its rows"
+
+
+def test_a_pretrained_head_is_kept_and_a_language_model_gets_a_new_one(folder, tmp_path):
+    model = tiny_model()
+    state = {name: t for name, t in model.state_dict().items() if not name.startswith("score.")}
+    save_run(tmp_path / "lm", model, tiny_tokenizer())
+    save_file(state, tmp_path / "lm" / "model.safetensors")
+    for name, base, said in (("kept", folder / "tiny", "kept"), ("new", tmp_path / "lm", "new")):
+        args = ["--model", base, *STILL, "--output", tmp_path / name]
+        status, out, err = train(folder, *args)
+        assert status == 0 and f"value head {said}" in out, err
+    heads = [load_file(tmp_path / name / "model.safetensors") for name in ("kept", "new")]
+    assert torch.equal(heads[0]["score.weight"], model.score.weight)
+    assert not torch.equal(heads[1]["score.weight"], model.score.weight)
+
+
+def test_eight_pairs_can_be_learned_by_heart(tmp_path):
+    data = write_rows(tmp_path / "d.jsonl", pairs(8))
+    args = ["--data", data, "--eval-data", data, "--batch-size", 8, "--max-steps", 60, "--lr", 1e-2]
+    status, _, err = command(train_rm.main, *SMALL, *args, "--output", tmp_path / "run")
+    assert status == 0, err
+    of_run = report(tmp_path / "run")
+    assert of_run["accuracy"] == 1.0 and of_run["loss"] < 0.05
+
+
+# ---------------------------------------------------------------- --pack, and the one gather
+
+
+def test_pack_takes_the_steps_of_the_plain_form(folder, tmp_path, every_step):
+    write_rows(tmp_path / "d.jsonl", [*MIXED, *pairs(9)])
+    for name, more in (("plain", []), ("packed", ["--pack", "--gradient-accumulation-steps", 2])):
+        args = ["--data", tmp_path / "d.jsonl", "--lr", 1e-3, "--epochs", 3, *more]
+        assert train(folder, *args, "--output", tmp_path / name)[0] == 0
+    for name in ("loss", "grad_norm", "accuracy", "mean_margin"):
+        plain, packed = (column(tmp_path / run, name) for run in ("plain", "packed"))
+        assert packed == pytest.approx(plain, abs=2e-5), name
+    losses = [report(tmp_path / name)["loss"] for name in ("plain", "packed")]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["default run", "--pack"])
+@pytest.mark.parametrize("phase", ["training", "evaluation", "report"])
+def test_a_breakpoint_on_the_gather_stops_every_form_and_phase(
+    phase, form, folder, tmp_path, monkeypatch, small_toy
+):
+    gather, save_model, trained = torch.gather, train_rm.save_model, []
+
+    def breakpoint_in_phase(*args):
+        now = "report" if trained else "evaluation"
+        if torch.is_grad_enabled():
+            now = "training"
+        if now == phase:
+            raise RuntimeError(f"the gather, in {now}")
+        return gather(*args)
+
+    monkeypatch.setattr(torch, "gather", breakpoint_in_phase)
+    monkeypatch.setattr(train_rm, "save_model", lambda *a: (trained.append(1), save_model(*a)))
+    args = ["--max-steps", 2, "--eval-steps", 1, "--output", tmp_path / "run"]
+    with pytest.raises(RuntimeError, match=f"the gather, in {phase}"):
+        if form == "--pack":
+            train(folder, "--pack", *args)
+        else:
+            command(train_rm.main, *args)
+
+
+# ---------------------------------------------------------------- the run folder
+
+
+def test_the_run_folder_holds_what_the_design_says_in_safe_formats(tmp_path, small_toy):
+    run, umask = tmp_path / "run", os.umask(0o022)
+    try:
+        status, out, err = toy("--max-steps", 4, "--save-steps", 2, "--output", run)
+    finally:
+        os.umask(umask)
+    assert status == 0, err
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "options.json", "metrics.jsonl", "report.json", "held_out.jsonl", "toy.jsonl", "README.md",
+        "tokens", "checkpoint-2.safetensors",
+    }
+    assert {p.stat().st_mode & 0o777 for p in run.iterdir() if p.is_file()} == {0o644}
+    about = json.loads((run / "options.json").read_text())
+    assert about["options"]["save_steps"] == 2 and about["options"]["lr"] == 1e-3
+    assert about["versions"]["torch"] == torch.__version__
+    audit = json.loads((run / "tokens" / "audit.json").read_text())
+    assert audit["train"]["kept"] + audit["held out"]["kept"] == 300
+    assert {"ceiling_accuracy", "gold_correlation", "accuracy"} <= report(run).keys()
+    for text in ("ceiling", "Which colour is grass?", f"python eval.py report {run}"):
+        assert text in out
+
+
+def test_eval_py_gives_the_report_that_training_gave(tmp_path, small_toy):
+    run, output = tmp_path / "run", tmp_path / "report.json"
+    assert toy("--max-steps", 5, "--output", run)[0] == 0
+    args = ["report", run, "--data", run / "held_out.jsonl", "--output", output]
+    assert command(evaluation.main, *args)[0] == 0
+    trained, again = report(run), json.loads(output.read_text())
+    assert trained.keys() <= again.keys()
+    for name, value in trained.items():
+        if isinstance(value, float):
+            assert again[name] == pytest.approx(value, abs=1e-5), name
+
+
+def test_evaluations_and_checkpoints_come_at_the_steps_asked_for(folder, tmp_path, monkeypatch):
+    saved, save = [], train_rm.save_checkpoint
+
+    def watched(args, step, *more):
+        saved.append(step)
+        save(args, step, *more)
+
+    monkeypatch.setattr(train_rm, "save_checkpoint", watched)
+    args = ["--max-steps", 9, "--eval-steps", 4, "--save-steps", 3, "--output", tmp_path / "run"]
+    assert train(folder, *args)[0] == 0
+    lines = [line for line in metrics(tmp_path / "run") if "eval_loss" in line]
+    assert [line["step"] for line in lines] == [4, 8, 9]
+    assert saved == [3, 6]
+    assert [path.name for path in train_rm.checkpoints(tmp_path / "run")] == [
+        "checkpoint-6.safetensors"
+    ], "the older one is removed"
+
+
+def test_an_earlier_run_is_moved_aside_and_never_lost(folder, tmp_path):
+    for _ in range(3):
+        assert train(folder, "--max-steps", 1, "--output", tmp_path / "run")[0] == 0
+    for name in ("run", "run.1", "run.2"):
+        assert (tmp_path / name / "report.json").exists()
+
+
+def test_all_files_of_data_are_used(folder, tmp_path):
+    more = write_rows(tmp_path / "more.jsonl", pairs(9, first=40))
+    data = ["--data", folder / "train.jsonl", more, "--output", tmp_path / "run"]
+    assert train(folder, *data, "--max-steps", 1)[0] == 0
+    audit = json.loads((tmp_path / "run" / "tokens" / "audit.json").read_text())
+    assert audit["train"]["kept"] == 30
+
+
+# ---------------------------------------------------------------- tokens of an earlier run
+
+
+def test_data_may_name_an_earlier_run_whose_tokens_are_used_again(folder, tmp_path, every_step):
+    data = write_rows(tmp_path / "d.jsonl", pairs(25))
+    args = ["--model", folder / "tiny", "--batch-size", 8, "--lr", 1e-3]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert command(train_rm.main, *args, "--data", data, "--output", first)[0] == 0
+    data.unlink()
+    status, out, err = command(train_rm.main, *args, "--data", first, "--output", second)
+    assert status == 0, err
+    assert column(second, "loss") == column(first, "loss")
+    assert report(second) == report(first) and not (second / "tokens").exists()
+    held_out = out.split("--data ")[-1].strip()
+    assert held_out == str(first / "held_out.jsonl"), "the last line names a file that is there"
+
+
+def test_from_scratch_the_tokenizer_of_the_earlier_run_is_used_too(tmp_path, small_toy):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert toy("--max-steps", 3, "--output", first)[0] == 0
+    status, _, err = toy("--max-steps", 3, "--data", first, "--lr", 1e-3, "--output", second)
+    assert status == 0, err
+    files = [(run / "tokenizer.json").read_text() for run in (first, second)]
+    assert files[0] == files[1]
+
+
+def test_tokens_of_another_tokenizer_are_refused(folder, tmp_path, small_toy):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert toy("--max-steps", 1, "--output", first)[0] == 0
+    args = ["--model", folder / "tiny", "--data", first, "--output", second]
+    status, _, err = command(train_rm.main, *args)
+    assert status == 2 and err.count("\n") == 1, "it would train on texts that are garbage to it"
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_the_help_page_explains_every_option_and_groups_them():
+    status, out, _ = command(train_rm.main, "--help")
+    assert status == 0
+    for group in ("what to learn from", "how long and how fast", "the loss", "speed and memory"):
+        assert f"\n{group}:" in out
+    for name in vars(options()):
+        if name != "device":
+            shown = out.split(f"--{name.replace('_', '-')}")
+            assert len(shown) > 1, f"{name} is not on the help page"
+
+
+def test_every_option_has_a_help_text(monkeypatch):
+    added, add = [], train_rm.argparse._ActionsContainer.add_argument
+
+    def watched(self, *names, **settings):
+        added.append((names[0], settings.get("help")))
+        return add(self, *names, **settings)
+
+    monkeypatch.setattr(train_rm.argparse._ActionsContainer, "add_argument", watched)
+    train_rm.parse_options([])
+    assert len(added) > 30
+    assert [name for name, text in added if not text] == []
+
+
+def test_the_first_line_comes_before_the_work(folder, tmp_path, monkeypatch):
+    def not_yet(*args, **settings):
+        raise RuntimeError("work")
+
+    monkeypatch.setattr(train_rm, "open_model", not_yet)
+    monkeypatch.setattr(train_rm, "read_rows", not_yet)
+    said = []
+    monkeypatch.setattr(train_rm, "say", said.append)
+    with pytest.raises(RuntimeError, match="work"):
+        train(folder, "--output", tmp_path / "run")
+    assert said == [f"run folder {tmp_path / 'run'}, on cpu"]
