@@ -514,21 +514,29 @@ def example_of(row, tokenizer, max_length):
     """(example, None), or (None, why nothing can be learned from this row)."""
     if len(row.scores) < 2:
         raise DataError(f"{row.where}: no field 'scores' or 'ranks' for two responses or more")
+    example, reason = encode_row(row, tokenizer, max_length)
+    if reason:
+        return None, reason
+    if not example.pairs():
+        return None, "all tied"
+    for better, worse in example.pairs():
+        if np.array_equal(example.sequences[better], example.sequences[worse]):
+            return None, "identical responses"
+    return example, None
+
+
+def encode_row(row, tokenizer, max_length):
+    """(example, None), or (None, why the row has no sequences). Scoring and ranking need no more."""
     for response in row.responses:
         if not response or not response[-1]["content"].strip():
             return None, "empty response"
     sequences, start = tokenizer.encode_row(row)
-    example = Example(sequences, row.scores, start, row.margin, row.gold, prompt_hash(row), row)
-    if not example.pairs():
-        return None, "all tied"
-    for better, worse in example.pairs():
-        if np.array_equal(sequences[better], sequences[worse]):
-            return None, "identical responses"
     fitted = tokenizer.shorten(sequences, start, max_length)
     if fitted is None:
         return None, "too long"
-    shortened = fitted[1] < start
-    return example._replace(sequences=fitted[0], start=fitted[1], shortened=shortened), None
+    sequences, shorter = fitted
+    known = {"margin": row.margin, "gold": row.gold, "prompt": prompt_hash(row), "row": row}
+    return Example(sequences, row.scores, shorter, shortened=shorter < start, **known), None
 
 
 REASONS = ("malformed", "refused by the template", "empty response", "all tied",

@@ -25,6 +25,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -35,12 +36,13 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from data import (
-    Audit, DataError, Example, Tokenizer, batch_function, describe_audit, examples_of, json_rows,
+    Audit, DataError, Tokenizer, batch_function, describe_audit, encode_row, examples_of, json_rows,
     parse_lines, parse_row, read_rows,
 )
 from loss import bradley_terry_loss, pairwise_correct
 from model import CheckpointError, RewardModel
 
+NOT_RANKED = ("response", "chosen", "rejected", "scores", "ranks", "text", "input_ids")
 TOKENS_PER_BATCH = 8192  # of a forward pass, padding included: what fits into a small GPU
 
 # ---------------------------------------------------------------- examples -> rewards
@@ -74,34 +76,33 @@ def score_examples(model, examples, make_batch, pad_id, dtype=None):
             rewards[positions] = of_batch
     if ranks > 1:
         dist.all_reduce(rewards)  # every reward is 0 in all processes but one
-    return np.split(rewards.cpu().numpy(), np.cumsum(counts)[:-1])
+    return np.split(rewards.cpu().numpy(), np.cumsum(counts))[:-1]
 
 
 def batches_by_length(examples):
-    """Batches of examples of similar length, so that there is little padding; the longest first.
+    """Batches of sequences of similar length, so that there is little padding; the longest first.
 
-    Each comes with the positions of its sequences among all S. An example with too many sequences
-    for one batch is cut into several.
+    Each is examples, or parts of them, and the positions of their sequences among all S.
     """
-    pieces, position = [], 0
+    numbered, position = [], 0
     for example in examples:
         longest = max(map(len, example.sequences))
-        most = max(1, TOKENS_PER_BATCH // longest)  # sequences
-        for first in range(0, len(example.sequences), most):
-            part = example.sequences[first : first + most]
-            positions = range(position + first, position + first + len(part))
-            pieces.append((longest, positions, example._replace(sequences=part, scores=[])))
+        numbered.append((longest, position, example))
         position += len(example.sequences)
-    pieces.sort(key=lambda piece: -piece[0])
+    numbered.sort(key=lambda item: -item[0])
 
     batches, room = [], 0  # sequences that the last batch still has room for
-    for longest, positions, piece in pieces:
-        if len(positions) > room:
-            batches.append(([], []))
-            room = max(1, TOKENS_PER_BATCH // longest)
-        batches[-1][0].append(piece)
-        batches[-1][1].extend(positions)
-        room -= len(positions)
+    for longest, position, example in numbered:
+        left = example.sequences
+        while left:
+            if room == 0:
+                batches.append(([], []))
+                room = max(1, TOKENS_PER_BATCH // longest)
+            part, left = left[:room], left[room:]
+            batches[-1][0].append(example._replace(sequences=part, scores=[]))
+            batches[-1][1].extend(range(position, position + len(part)))
+            position += len(part)
+            room -= len(part)
     return batches
 
 
@@ -122,31 +123,38 @@ class Pairs(NamedTuple):
 
 
 def all_pairs(rewards, examples):
-    """The pairs of all examples. Each counts once, those of a row of K responses too.
-
-    Raises: DataError where a reward is not a finite number: NaN compares as "not larger" and
-            would pass for a wrong answer.
-    """
+    """The pairs of all examples. Each counts once, those of a row of K responses too."""
     records = []
     for row, (r, example) in enumerate(zip(rewards, examples)):
-        if not np.isfinite(r).all():
-            where = example.row.where if example.row else f"held-out row {row + 1}"
-            raise DataError(f"{where}: a reward is not a finite number")
         tokens = [len(sequence) for sequence in example.sequences]
         gold = example.gold or [math.nan] * len(tokens)
         prompt = example.prompt % 2**53  # as much of the hash as float64 holds
         for i, j in example.pairs():
-            records.append((r[i], r[j], tokens[i], tokens[j], gold[i], gold[j], prompt, row))
-    if not records:
-        raise DataError("no pairs to evaluate")
+            rewards_and_tokens = (r[i], r[j], tokens[i], tokens[j])
+            records.append((*rewards_and_tokens, gold[i], gold[j], prompt, row))
     return Pairs(*np.array(records, dtype=np.float64).T)
+
+
+def check_rewards(rewards, examples):
+    """Raises: DataError where a reward is not a finite number.
+
+    NaN compares as "not larger", and would pass for a wrong answer.
+    """
+    for number, (r, example) in enumerate(zip(rewards, examples), 1):
+        if not np.isfinite(r).all():
+            where = example.row.where if example.row else f"held-out row {number}"
+            raise DataError(f"{where}: a reward is not a finite number")
 
 
 def report(rewards, examples):
     """Every figure of the evaluation, in full precision.  rewards: (K,) of each example."""
+    if not examples:
+        raise DataError("no pairs to evaluate")
+    check_rewards(rewards, examples)
     pairs = all_pairs(rewards, examples)
+    gaps = pairs.r_chosen - pairs.r_rejected
     figures = accuracy_figures(pairs) | reward_figures(pairs, rewards, examples)
-    figures["calibration"] = calibration(pairs.r_chosen - pairs.r_rejected)
+    figures["calibration"] = calibration(gaps)
     if not np.isnan(pairs.gold_chosen).any():
         from extras import toy_world
 
@@ -155,8 +163,10 @@ def report(rewards, examples):
 
 
 def accuracy_figures(pairs):
-    """The share of pairs ranked as labelled, how sure that is, and what length alone would score."""
-    r_chosen, r_rejected = torch.tensor(pairs.r_chosen), torch.tensor(pairs.r_rejected)
+    """The share of pairs ranked as labelled, how sure that is, and what length alone scores."""
+    r_chosen = torch.tensor(pairs.r_chosen)
+    r_rejected = torch.tensor(pairs.r_rejected)
+    losses = bradley_terry_loss(r_chosen, r_rejected)
     correct = pairwise_correct(r_chosen, r_rejected).double().numpy()  # (B,)
     longer = np.sign(pairs.tokens_chosen - pairs.tokens_rejected)  # (B,) 1: chosen is longer
     misled = correct[longer < 0]
@@ -169,7 +179,7 @@ def accuracy_figures(pairs):
         "pairs_where_chosen_is_shorter": len(misled),
         "accuracy_where_chosen_is_shorter": float(misled.mean()) if len(misled) else None,
         "ties": int((correct == 0.5).sum()),
-        "loss": bradley_terry_loss(r_chosen, r_rejected).double().mean().item(),
+        "loss": losses.double().mean().item(),
         "loss_of_a_coin": math.log(2),
     }
 
@@ -177,7 +187,9 @@ def accuracy_figures(pairs):
 def reward_figures(pairs, rewards, examples):
     """Where the rewards are, in nats. A response that is in several pairs counts once."""
     each = np.concatenate(rewards).astype(np.float64)  # (S,)
-    tokens = [len(sequence) for example in examples for sequence in example.sequences]
+    tokens = []
+    for example in examples:
+        tokens += map(len, example.sequences)
     return {
         "mean_margin": float((pairs.r_chosen - pairs.r_rejected).mean()),
         "mean_chosen": float(pairs.r_chosen.mean()),
@@ -190,7 +202,8 @@ def reward_figures(pairs, rewards, examples):
 
 def correlation(a, b):
     """Pearson's correlation, or None where one of the two does not vary."""
-    a, b = a - a.mean(dtype=np.float64), b - b.mean(dtype=np.float64)
+    a = a - a.mean()
+    b = b - b.mean()
     scale = math.sqrt((a * a).sum() * (b * b).sum())
     return float((a * b).sum() / scale) if scale else None
 
@@ -202,7 +215,8 @@ def bootstrap_interval(correct, prompt, draws=1000):
     short: with few prompts, by a factor of several.
     """
     _, group = np.unique(prompt, return_inverse=True)
-    right, count = np.bincount(group, correct), np.bincount(group)  # of each prompt
+    right = np.bincount(group, correct)  # of each prompt
+    count = np.bincount(group)
     rng = np.random.default_rng(0)
     accuracies = []
     for _ in range(draws):
@@ -214,61 +228,74 @@ def bootstrap_interval(correct, prompt, draws=1000):
 def calibration(gaps, bins=10):
     """Is a gap worth what it says? σ(|gap|) is the model's confidence in the response it prefers.
 
-    ece          expected calibration error: Σ_b n_b/n · |accuracy_b − mean confidence_b|, over
-                 bins of equal width from ½ to 1 (Guo et al. 2017, eq 3). With few pairs it is
-                 above 0 by chance alone.
-    temperature  the T for which the mean of −log σ(gap / T) is least on these pairs. Above 1 the
-                 model is surer than it is right. None where the best T is not between 0.1 and 10.
-    table        for each bin that has pairs: from, to, pairs, confidence, accuracy
+    ece     expected calibration error: Σ_b n_b/n · |accuracy_b − mean confidence_b|, over bins of
+            equal width from ½ to 1 (Guo et al. 2017, eq 3). With few pairs it is above 0 by chance.
+    table   for each bin that has pairs: from, to, pairs, confidence, accuracy
+    temperature: see best_temperature
 
     Args:  gaps: (B,) r_w − r_l, in nats.
     """
     confidence = 1 / (1 + np.exp(-np.abs(gaps)))  # (B,)
     correct = np.sign(gaps) / 2 + 0.5  # (B,)
-    bin_of = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    edges = np.linspace(0.5, 1, bins + 1)
+    bin_of = np.digitize(confidence, edges[1:-1])  # (B,) 0 to bins − 1
     table, ece = [], 0.0
-    for b in np.unique(bin_of).tolist():
+    for b in np.unique(bin_of):
         inside = bin_of == b
-        line = {"from": 0.5 + b / bins / 2, "to": 0.5 + (b + 1) / bins / 2}
+        line = {"from": float(edges[b]), "to": float(edges[b + 1])}
         line["pairs"] = int(inside.sum())
         line["confidence"] = float(confidence[inside].mean())
         line["accuracy"] = float(correct[inside].mean())
         table.append(line)
-        ece += line["pairs"] / len(gaps) * abs(line["accuracy"] - line["confidence"])
+        ece += inside.mean() * abs(line["accuracy"] - line["confidence"])
+    return {"ece": float(ece), "temperature": best_temperature(gaps), "table": table}
 
+
+def best_temperature(gaps):
+    """The T for which the mean of −log σ(gap / T) is least (Guo et al. 2017, §4.2).
+
+    Above 1 the model is surer than it is right. None where the best T is not between 0.1 and 10.
+    """
     temperatures = np.geomspace(0.1, 10, 461)  # 1% apart
-    losses = [np.logaddexp(0, -gaps / T).mean() for T in temperatures]
-    best = int(np.argmin(losses))
-    inside_range = 0 < best < len(temperatures) - 1
-    temperature = float(temperatures[best]) if inside_range else None
-    return {"ece": ece, "temperature": temperature, "table": table}
+    losses = []
+    for T in temperatures:
+        losses.append(np.logaddexp(0, -gaps / T).mean())
+    best = np.argmin(losses)
+    if best in (0, len(losses) - 1):
+        return None
+    return float(temperatures[best])
+
+
+MEANINGS = {
+    "pairs": "a row of K responses has several",
+    "prompts": "fewer than 20 are too few to trust the interval",
+    "accuracy": "share of pairs that are ranked as labelled; a tie counts half",
+    "accuracy_ci95": "95% interval of the accuracy",
+    "ceiling_accuracy": "what the true rewards score",
+    "longer_wins_accuracy": "what length alone scores",
+    "accuracy_where_chosen_is_shorter": "accuracy on the pairs where length misleads",
+    "ties": "pairs of equal rewards; many mean that something is broken",
+    "loss": "nats; a coin has log 2 = 0.693",
+    "mean_margin": "nats; the mean of r_w - r_l",
+    "ece": "calibration error of the confidence σ(|gap|)",
+    "temperature": "above 1: surer than it is right",
+    "length_correlation": "of rewards with tokens",
+    "gold_correlation": "with true rewards, within prompts",
+}
 
 
 def describe(figures):
-    """The report as a table for a terminal."""
-    f = figures
-    low, high = f["accuracy_ci95"]
-    few = " (too few to trust the interval)" if f["prompts"] < 20 else ""
-    size = f"{f['pairs']} pairs, {f['prompts']} prompts{few}"
-    shorter = f"accuracy on the {f['pairs_where_chosen_is_shorter']} pairs where length misleads"
-    sides = f"nats; chosen {f['mean_chosen']:+.3f}, rejected {f['mean_rejected']:+.3f}"
-    lines = [
-        ("accuracy", ".3f", f["accuracy"], f"95% interval {low:.3f} to {high:.3f}; {size}"),
-        ("  ceiling", ".3f", f.get("ceiling_accuracy"), "what the true rewards score"),
-        ("  the longer one wins", ".3f", f["longer_wins_accuracy"], "what length alone scores"),
-        ("  chosen is shorter", ".3f", f["accuracy_where_chosen_is_shorter"], shorter),
-        ("ties", "d", f["ties"], "pairs of equal rewards; many mean that something is broken"),
-        ("loss", ".4f", f["loss"], f"nats; a coin has log 2 = {math.log(2):.4f}"),
-        ("mean margin", "+.3f", f["mean_margin"], sides),
-        ("calibration error", ".3f", f["calibration"]["ece"], "of the confidence σ(|gap|)"),
-        ("temperature", ".2f", f["calibration"]["temperature"], "above 1: surer than it is right"),
-        ("length correlation", "+.3f", f["length_correlation"], "of rewards with tokens"),
-        ("gold correlation", ".3f", f.get("gold_correlation"), "with true rewards, within prompts"),
-    ]
+    """The report as a table for a terminal, under the names that --output has."""
+    figures = figures | figures["calibration"]
     text = ""
-    for name, form, value, meaning in lines:
+    for name, meaning in MEANINGS.items():
+        value = figures.get(name)
+        if isinstance(value, list):
+            value = f"{value[0]:.3f} to {value[1]:.3f}"
+        elif isinstance(value, float):
+            value = f"{value:.3f}"
         if value is not None:
-            text += f"{name:<22} {format(value, form):>8}   {meaning}\n"
+            text += f"{name:<32} {value:>14}   {meaning}\n"
     return text.rstrip()
 
 
@@ -279,10 +306,11 @@ class Scorer:
     """A model and all it takes to turn rows into rewards."""
 
     def __init__(self, model, tokenizer=None, max_length=None, pack=False, dtype=None):
-        self.model, self.dtype = model, dtype
+        self.model = model
         self.tokenizer = tokenizer or Tokenizer.from_folder(model.folder)
         self.max_length = usable_length(model, self.tokenizer, max_length)
         self.make_batch = batch_function(pack)
+        self.dtype = dtype
         self.shortened = 0  # prompts that lost their beginning
 
     def example(self, raw, where):
@@ -297,24 +325,26 @@ class Scorer:
             from extras import raw_texts
 
             return raw_texts.example(self, raw, where)
-        row = parse_row(raw, where)
-        for response in row.responses:
-            if not response or not response[-1]["content"].strip():
-                raise DataError(f"{where}: a response is empty")
-        sequences, start = self.tokenizer.encode_row(row)
-        fitted = self.tokenizer.shorten(sequences, start, self.max_length)
-        if fitted is None:
-            longest = max(map(len, sequences))
-            raise DataError(f"{where}: {longest} tokens do not fit into {self.max_length}")
-        self.shortened += fitted[1] < start
-        check_ids(fitted[0], self.model, where)
-        return Example(fitted[0], [], fitted[1], row=row)
+        example, reason = encode_row(parse_row(raw, where), self.tokenizer, self.max_length)
+        if reason:
+            raise DataError(f"{where}: {reason} (--max-length {self.max_length})")
+        self.shortened += example.shortened
+        check_ids(example.sequences, self.model, where)
+        return example
+
+    def candidates(self, raw, where):
+        """A row to rank. Only `responses` is ranked, whatever else the row has."""
+        if not isinstance(raw.get("responses"), list):
+            raise DataError(f"{where}: no list 'responses' (found: {', '.join(raw)})")
+        asked = {field: raw[field] for field in raw if field not in NOT_RANKED}
+        return self.example(asked, where)
 
     def rewards(self, examples):
-        """The (K,) rewards of each example."""
-        return score_examples(
-            self.model, examples, self.make_batch, self.tokenizer.pad_id, self.dtype
-        )
+        """The (K,) rewards of each example.  Raises: DataError where one is not a number."""
+        pad_id = self.tokenizer.pad_id
+        rewards = score_examples(self.model, examples, self.make_batch, pad_id, self.dtype)
+        check_rewards(rewards, examples)
+        return rewards
 
 
 def score(model, rows, tokenizer=None):
@@ -330,12 +360,14 @@ def score(model, rows, tokenizer=None):
 def usable_length(model, tokenizer, asked):
     """Tokens of a text: as many as asked for, else what the model was trained on, or takes.
 
-    Raises: DataError where more is asked for than the model takes.
+    Raises: DataError where the model does not take so many.
     """
     limit = model.config.max_length
-    if asked and asked > limit:
-        raise DataError(f"--max-length {asked} is more than the {limit} tokens this model takes")
-    return asked or min(limit, tokenizer.max_length)
+    if asked is None:
+        return min(limit, tokenizer.max_length)
+    if not 0 < asked <= limit:
+        raise DataError(f"--max-length {asked}: this model takes 1 to {limit} tokens")
+    return asked
 
 
 def check_ids(sequences, model, where):
@@ -353,6 +385,13 @@ def check_ids(sequences, model, where):
 
 def command_report(args, scorer):
     """Preference pairs -> the report on standard output; --output keeps every figure."""
+    more = args.details or args.predictions or args.plot
+    if more:
+        from extras import report_details
+
+        report_details.check_options(args)  # better now than after the work
+    if args.output in args.data:
+        raise DataError(f"--output {args.output} would overwrite the data")
     results = []
     for path in args.data:
         audit = Audit()
@@ -360,68 +399,64 @@ def command_report(args, scorer):
         options = (scorer.tokenizer, scorer.max_length, audit, args.skip_bad_rows)
         examples = list(examples_of(rows, *options))
         print(describe_audit(path, audit.summary()), file=sys.stderr)
+        if not examples:
+            raise DataError(f"{path}: no pairs to evaluate")
         for example in examples:
             check_ids(example.sequences, scorer.model, path)
         rewards = scorer.rewards(examples)
         figures = report(rewards, examples)
         print(describe(figures))
-        if args.details or args.predictions or args.plot:
-            from extras import report_details
-
+        if more:
             figures |= report_details.show(args, scorer, rewards, examples, figures)
-        results.append({"data": path, "run": args.run, "audit": audit.summary()} | figures)
+        about = {"data": path, "run": args.run, "audit": audit.summary()}
+        results.append(about | figures)
     if args.output:
-        with replacing(args.output) as file:
-            value = results if len(results) > 1 else results[0]
-            file.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+        value = results if len(results) > 1 else results[0]
+        with replacing(args.output) as path:
+            path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
 
 def command_score(args, scorer):
     """Rows in, the same rows out in the same order, each with its reward."""
-    for chunk in chunks(input_rows(args.input)):
-        examples = [scorer.example(row, where) for where, row in chunk]
-        for (where, row), example, rewards in zip(chunk, examples, scorer.rewards(examples)):
-            if len(rewards) > 1 or not np.isfinite(rewards).all():
-                raise DataError(f"{where}: the rewards are {rewards}, not one finite number")
-            row = row | {"reward": float(rewards[0])}
-            if args.show_token:
-                ids = example.sequences[0]
-                token = scorer.tokenizer.backend.id_to_token(int(ids[-1]))
-                row["scored_token"] = {"position": len(ids) - 1, "id": int(ids[-1]), "token": token}
-            print(json.dumps(row))
+    for where, row, example, rewards in scored_rows(args.input, scorer, scorer.example):
+        if len(rewards) > 1:
+            raise DataError(f"{where}: several responses; the command rank orders them")
+        row = row | {"reward": float(rewards[0])}
+        if args.show_token:
+            ids = example.sequences[0]
+            last = int(ids[-1])
+            token = scorer.tokenizer.backend.id_to_token(last)
+            row["scored_token"] = {"position": len(ids) - 1, "id": last, "token": token}
+        print(json.dumps(row))
 
 
 def command_rank(args, scorer):
     """Rows with responses in; the same rows out, the responses best first, or only the best."""
-    for chunk in chunks(input_rows(args.input)):
-        for where, row in chunk:
-            if not isinstance(row.get("responses"), list):
-                raise DataError(f"{where}: no list 'responses' (found: {', '.join(row)})")
-        examples = [scorer.example(row, where) for where, row in chunk]
-        for (where, row), rewards in zip(chunk, scorer.rewards(examples)):
-            if not np.isfinite(rewards).all():
-                raise DataError(f"{where}: a reward is not a finite number")
-            order = np.argsort(-rewards, kind="stable").tolist()  # ties keep their order
-            responses = [row["responses"][i] for i in order]
-            ranked = rewards[order].tolist()
-            if args.best:
-                best = {"response": responses[0], "reward": ranked[0], "index": order[0]}
-                row = {key: value for key, value in row.items() if key != "responses"} | best
-            else:
-                row = row | {"responses": responses, "rewards": ranked, "order": order}
-            print(json.dumps(row))
+    for _, row, _, rewards in scored_rows(args.input, scorer, scorer.candidates):
+        order = np.argsort(-rewards, kind="stable").tolist()  # ties keep their order
+        responses = [row["responses"][i] for i in order]
+        ranked = rewards[order].tolist()
+        if args.best:
+            del row["responses"]
+            row |= {"response": responses[0], "reward": ranked[0], "index": order[0]}
+        else:
+            row |= {"responses": responses, "rewards": ranked, "order": order}
+        print(json.dumps(row))
 
 
-def input_rows(path):
-    """("file:line", row) of a file or of standard input."""
-    return json_rows(path) if path else parse_lines(sys.stdin, "standard input")
+def scored_rows(path, scorer, read):
+    """(where, row, example, rewards) for each row of a file, or of standard input.
 
+    256 rows are scored at a time: memory holds no more. A bar on a terminal shows the progress.
 
-def chunks(rows, size=256):
-    """Lists of rows: memory holds one of them. A bar on a terminal shows the progress."""
+    Args:  read: (row, where) -> example.
+    """
+    rows = json_rows(path) if path else parse_lines(sys.stdin, "standard input")
     rows = iter(tqdm(rows, unit=" rows", disable=None))
-    while chunk := list(itertools.islice(rows, size)):
-        yield chunk
+    while chunk := list(itertools.islice(rows, 256)):
+        examples = [read(row, where) for where, row in chunk]
+        for (where, row), example, rewards in zip(chunk, examples, scorer.rewards(examples)):
+            yield where, row, example, rewards
 
 
 @contextlib.contextmanager
@@ -474,40 +509,39 @@ def parse_options(argv):
     )
     flag = {"action": argparse.BooleanOptionalAction, "default": False}
     commands = parser.add_subparsers(dest="command", required=True, metavar="report | score | rank")
-    added = {}
-    for name in ("report", "score", "rank"):
-        added[name] = commands.add_parser(name, help=globals()[f"command_{name}"].__doc__)
-        add = added[name].add_argument
+    adds = {}
+    for name, command in COMMANDS.items():
+        adds[name] = add = commands.add_parser(name, help=command.__doc__).add_argument
         add("run", metavar="RUN", help="folder of a reward model, or owner/name on the hub")
         add("--max-length", type=int, help="tokens of a text (default: what it was trained on)")
         add("--pack", **flag, help="compute a prompt once for all its responses")
         add("--bf16", **flag, help="bfloat16 autocast: faster on GPUs, less exact")
         add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
-    add = added["report"].add_argument
+        if name != "report":
+            add("--input", metavar="FILE", help="JSON lines (default: standard input)")
+    add = adds["report"]
     add("--data", required=True, nargs="+", metavar="FILE", help="pairs, in any layout of training")
     add("--output", metavar="FILE", help="write every figure here as JSON")
     add("--details", **flag, help="by confidence, length and source; the worst mistakes")
     add("--predictions", metavar="FILE", help="write the rewards of every pair here")
     add("--plot", metavar="FILE", help="draw rewards, calibration, length (needs matplotlib)")
     add("--skip-bad-rows", **flag, help="leave bad rows out and count them")
-    for name in ("score", "rank"):
-        add = added[name].add_argument
-        add("--input", metavar="FILE", help="JSON lines (default: standard input)")
-    added["score"].add_argument("--show-token", **flag, help="add where the reward was read")
-    added["rank"].add_argument("--best", **flag, help="best of n: keep only the winner")
+    adds["score"]("--show-token", **flag, help="add where the reward was read")
+    adds["rank"]("--best", **flag, help="best of n: keep only the winner")
     return parser.parse_args(argv)
+
+
+COMMANDS = {"report": command_report, "score": command_score, "rank": command_rank}
 
 
 def main(argv=None):
     """The command line; returns the exit status."""
     args = parse_options(argv)
+    dtype = torch.bfloat16 if args.bf16 else None
     try:
         model = RewardModel.from_pretrained(args.run, pick_device(args.device))
-        dtype = torch.bfloat16 if args.bf16 else None
         scorer = Scorer(model, None, args.max_length, args.pack, dtype)
-        {"report": command_report, "score": command_score, "rank": command_rank}[args.command](
-            args, scorer
-        )
+        COMMANDS[args.command](args, scorer)
         if scorer.shortened:
             print(f"{scorer.shortened} prompts were shortened to fit", file=sys.stderr)
         return 0
@@ -519,6 +553,8 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… | head` ends this program, without a word
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # a bad byte: a bad row
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # a σ must not end a long run
     sys.exit(main())

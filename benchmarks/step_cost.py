@@ -140,7 +140,7 @@ def on_the_device(model: RewardModel, args, how: str):
     train_rm.prepare(model, args, None)
     draw_weights(model)
     if how == DDP:
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        return DistributedDataParallel(model, forward_sync_buffers=False)
     return model
 
 

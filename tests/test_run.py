@@ -27,10 +27,11 @@ def test_the_seed_decides_the_order_of_the_rows(folder, tmp_path, every_step):
     assert sum(losses["a"]) == pytest.approx(sum(losses["other"]), abs=1e-5)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path, small_toy):
+def test_the_seed_decides_the_weights_that_a_model_from_scratch_starts_with(folder, tmp_path):
+    data = ["--data", folder / "train.jsonl", "--eval-data", folder / "held_out.jsonl"]
     for name, seed in (("a", 5), ("again", 5), ("other", 6)):
-        args = ["--max-steps", 4, "--seed", seed, "--output", tmp_path / name]
-        assert toy(*args)[0] == 0
+        args = [*SMALL, *data, *STILL, "--seed", seed, "--output", tmp_path / name]
+        assert command(train_rm.main, *args)[0] == 0
     files = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("a", "again", "other")]
     assert files[0] == files[1] != files[2]
 
@@ -124,6 +125,20 @@ def test_pack_takes_the_steps_of_the_plain_form(folder, tmp_path, every_step):
         assert packed == pytest.approx(plain, abs=2e-5), name
     losses = [report(tmp_path / name)["loss"] for name in ("plain", "packed")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_with_pack_every_batch_is_packed_in_training_and_evaluation(
+    folder, tmp_path, monkeypatch
+):
+    packed, forward = {True: set(), False: set()}, RewardModel.forward
+
+    def watched(self, **inputs):
+        packed[torch.is_grad_enabled()].add("form" in inputs)
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(RewardModel, "forward", watched)
+    assert train(folder, "--pack", "--max-steps", 2, "--output", tmp_path / "run")[0] == 0
+    assert packed == {True: {True}, False: {True}}
 
 
 @pytest.mark.parametrize("form", ["default run", "--pack"])
