@@ -14,7 +14,8 @@ Most rows hold two responses: one pair. A row of K responses gives all pairs tha
 they weigh as much as one pair together, so a prompt counts once (Ouyang et al. 2022, eq 1: the
 1 / (K choose 2)).
 
-Shapes: R sequences of a batch, a row each   T tokens of the longest   B pairs of a batch
+Shapes: R sequences in a batch, each in a row of its own: two for a pair
+        T tokens of the longest   B pairs in a batch
 """
 import collections
 import dataclasses
@@ -56,7 +57,7 @@ class Row:
     raw: dict  # the row as it was read; it may have an id, a source, a subset
 
 
-# A row with one of these fields has another layout, which extras/layouts.py knows.
+# A row with one of these fields has another layout. extras/layouts/ makes native rows of them.
 OTHER_FIELDS = {"system", "history", "instruction", "input", "question", "messages",
                 "conversations"}
 
@@ -150,7 +151,7 @@ def scores_of(row, count, where):
 
 
 def to_messages(value, role, where, field):
-    """Text (said by `role`), one message, or a list of messages -> messages.  "" -> none."""
+    """Text (said by `role`), one message, or a list of messages -> messages. Blank text: none."""
     if isinstance(value, str):
         value = [{"role": role, "content": value}] if value.strip() else []
     messages = []
@@ -252,8 +253,7 @@ def held_out_prompts(rows, fraction, seed):
     prompts = np.unique(hashes)  # sorted
     count = max(1, round(fraction * len(prompts)))
     if len(prompts) <= count:
-        found = f"{len(prompts)} different prompts"
-        raise DataError(f"{found} are too few to hold some out; give --eval-data")
+        raise DataError(f"too few prompts to hold some out: {len(prompts)}; give --eval-data")
     return set(prompts[:count].tolist())
 
 
@@ -407,8 +407,9 @@ class Tokenizer:
     def encode_row(self, row):
         """The sequences of a row, and where the response starts in each of them.
 
-        A template may rewrite a dialogue (Qwen3 puts a think block before the last answer). So
-        the prompt is what all sequences and the prompt alone have in common.  Raises: DataError.
+        That is how many leading ids all sequences share with the prompt alone. (The text of the
+        prompt would not do: a template may rewrite it. Qwen3's puts a think block before the last
+        answer.)  Raises: DataError.
         """
         try:
             texts = [self.render(row.prompt, add_generation_prompt=True) if row.prompt else ""]
@@ -417,7 +418,7 @@ class Tokenizer:
         except DataError as e:
             raise DataError(f"{row.where}: {e}") from None
         prompt, *sequences = self.encode(texts)
-        return sequences, common_prefix([prompt[:-1], *sequences])  # without its end token
+        return sequences, common_prefix([prompt[:-1], *sequences])  # without encode's end token
 
     def shorten(self, sequences, start, max_length):
         """Make sequences that share a prompt fit -> (sequences, start), or None if they cannot.
@@ -514,7 +515,7 @@ def example_of(row, tokenizer, max_length):
     """(example, None), or (None, why nothing can be learned from this row)."""
     if len(row.scores) < 2:
         raise DataError(f"{row.where}: no field 'scores' or 'ranks' for two responses or more")
-    example, reason = encode_row(row, tokenizer, max_length)
+    example, reason = tokenise(row, tokenizer, max_length)
     if reason:
         return None, reason
     if not example.pairs():
@@ -525,8 +526,8 @@ def example_of(row, tokenizer, max_length):
     return example, None
 
 
-def encode_row(row, tokenizer, max_length):
-    """(example, None), or (None, why the row has no sequences). Scoring and ranking need no more."""
+def tokenise(row, tokenizer, max_length):
+    """(example, None), or (None, why it has no sequences). Scoring and ranking need no more."""
     for response in row.responses:
         if not response or not response[-1]["content"].strip():
             return None, "empty response"
@@ -675,6 +676,47 @@ class Examples:
         return [lines[number] for number in numbers]
 
 
+# ---------------------------------------------------------------- which rows a step learns from
+
+
+def rows_of_step(rows, step, batch_size, seed):
+    """The numbers of the rows that one optimizer step learns from. They follow from the step alone.
+
+    So a resumed run needs no other memory of where it was. An epoch is a permutation of all rows,
+    cut into ceil(rows / batch_size) steps of equal size, give or take one: 65 rows by 64 are 33
+    and 32.
+    """
+    steps = math.ceil(len(rows) / batch_size)  # of an epoch
+    epoch, step_of_epoch = divmod(step, steps)
+    order = epoch_order(len(rows), seed, epoch)
+    first, end = step_of_epoch * len(rows) // steps, (step_of_epoch + 1) * len(rows) // steps
+    return rows[order[first:end]]
+
+
+@functools.lru_cache(maxsize=1)
+def epoch_order(count, seed, epoch):
+    """The order of an epoch: a permutation that depends on seed and epoch alone."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def micro_batches(
+    rows, lengths, accumulation, rank, ranks
+):
+    """This process's share of a step's rows, cut into micro-batches.
+
+    The rows are sorted by length and dealt to the processes like cards, so that all have about
+    the same to do. Each process cuts its rows into runs of similar length: little padding. All
+    have equally many micro-batches, since sharded models need as many forward passes everywhere.
+
+    Raises: DataError where there are fewer rows than processes.
+    """
+    if len(rows) < ranks:
+        raise DataError(f"{len(rows)} rows in a step, {ranks} processes: raise --batch-size")
+    longest_first = rows[np.argsort(-lengths[rows], kind="stable")]
+    mine = longest_first[rank::ranks]
+    return np.array_split(mine, min(accumulation, len(rows) // ranks))
+
+
 # ---------------------------------------------------------------- batches
 
 
@@ -684,7 +726,7 @@ class Batch:
 
     input_ids: Tensor  # (R, T)
     attention_mask: Tensor  # (R, T)
-    start: Tensor  # (R, S) where each response begins, S = 1 here; pooling would need it
+    start: Tensor  # (R, 1) where each response begins. The reward does not need it; pooling would
     chosen: Tensor  # (B,) which of the sequences is the better one of each pair
     rejected: Tensor  # (B,) and which is the worse one
     margin: Tensor  # (B,) nats
@@ -703,7 +745,7 @@ class Batch:
 def batch_function(pack):
     """What makes a batch of examples: collate, or extras/packing.py's with --pack.
 
-    Training, evaluation, report and rank all use the same one.
+    Every batch is made by this function: in training, evaluation, report, score and rank.
     """
     if pack:
         from extras import packing
@@ -756,44 +798,3 @@ def pad_right(sequences, pad_id):
         input_ids[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
         attention_mask[row, : len(sequence)] = 1
     return input_ids, attention_mask
-
-
-# ---------------------------------------------------------------- which rows a step learns from
-
-
-def rows_of_step(rows, step, batch_size, seed):
-    """The rows of optimizer step 0, 1, …: a function of the step's number alone.
-
-    So a resumed run needs no other memory of where it was. An epoch is a permutation of all rows,
-    cut into ceil(rows / batch_size) steps of equal size, give or take one: 65 rows by 64 are 33
-    and 32.
-    """
-    steps = math.ceil(len(rows) / batch_size)  # of an epoch
-    epoch, step_of_epoch = divmod(step, steps)
-    order = epoch_order(len(rows), seed, epoch)
-    first, end = step_of_epoch * len(rows) // steps, (step_of_epoch + 1) * len(rows) // steps
-    return rows[order[first:end]]
-
-
-@functools.lru_cache(maxsize=1)
-def epoch_order(count, seed, epoch):
-    """The order of an epoch: a permutation that depends on seed and epoch alone."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-def micro_batches(
-    rows, lengths, accumulation, rank, ranks
-):
-    """This process's share of a step's rows, cut into micro-batches.
-
-    The rows are sorted by length and dealt to the processes like cards, so that all have about
-    the same to do. Each process cuts its rows into runs of similar length: little padding. All
-    have equally many micro-batches, since sharded models need as many forward passes everywhere.
-
-    Raises: DataError where there are fewer rows than processes.
-    """
-    if len(rows) < ranks:
-        raise DataError(f"{len(rows)} rows in a step, {ranks} processes: raise --batch-size")
-    longest_first = rows[np.argsort(-lengths[rows], kind="stable")]
-    mine = longest_first[rank::ranks]
-    return np.array_split(mine, min(accumulation, len(rows) // ranks))

@@ -19,12 +19,10 @@ Shapes: K responses of an example   B pairs   S sequences in all
 Exit status: 0; 2 for invalid input, which one line names; 130 after Ctrl-C.
 """
 import argparse
-import contextlib
 import itertools
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -36,8 +34,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from data import (
-    Audit, DataError, Tokenizer, batch_function, describe_audit, encode_row, examples_of, json_rows,
-    parse_lines, parse_row, read_rows,
+    Audit, DataError, Tokenizer, batch_function, describe_audit, examples_of, json_rows,
+    parse_lines, parse_row, read_rows, tokenise,
 )
 from loss import bradley_terry_loss, pairwise_correct
 from model import CheckpointError, RewardModel
@@ -66,7 +64,7 @@ def score_examples(model, examples, make_batch, pad_id, dtype=None):
     batches = batches_by_length(examples)
     for turn in range(0, len(batches), ranks):
         # All processes make equally many passes: a sharded model is put together in each of them.
-        # Where no batch is left, compute the last one again and drop the result.
+        # A process without a batch computes the last one again, and its result is not used.
         index = min(turn + rank, len(batches) - 1)
         pieces, positions = batches[index]
         batch = make_batch(pieces, pad_id).to(device)
@@ -325,7 +323,7 @@ class Scorer:
             from extras import raw_texts
 
             return raw_texts.example(self, raw, where)
-        example, reason = encode_row(parse_row(raw, where), self.tokenizer, self.max_length)
+        example, reason = tokenise(parse_row(raw, where), self.tokenizer, self.max_length)
         if reason:
             raise DataError(f"{where}: {reason} (--max-length {self.max_length})")
         self.shortened += example.shortened
@@ -358,7 +356,7 @@ def score(model, rows, tokenizer=None):
 
 
 def usable_length(model, tokenizer, asked):
-    """Tokens of a text: as many as asked for, else what the model was trained on, or takes.
+    """Tokens of a text: as many as asked for, else the smaller limit of model and tokenizer.
 
     Raises: DataError where the model does not take so many.
     """
@@ -390,7 +388,7 @@ def command_report(args, scorer):
         from extras import report_details
 
         report_details.check_options(args)  # better now than after the work
-    if args.output in args.data:
+    if args.output and os.path.realpath(args.output) in map(os.path.realpath, args.data):
         raise DataError(f"--output {args.output} would overwrite the data")
     results = []
     for path in args.data:
@@ -412,15 +410,14 @@ def command_report(args, scorer):
         results.append(about | figures)
     if args.output:
         value = results if len(results) > 1 else results[0]
-        with replacing(args.output) as path:
-            path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+        Path(args.output).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
 
 def command_score(args, scorer):
     """Rows in, the same rows out in the same order, each with its reward."""
     for where, row, example, rewards in scored_rows(args.input, scorer, scorer.example):
         if len(rewards) > 1:
-            raise DataError(f"{where}: several responses; the command rank orders them")
+            raise DataError(f"{where}: several responses; give one `response`, or use rank, report")
         row = row | {"reward": float(rewards[0])}
         if args.show_token:
             ids = example.sequences[0]
@@ -457,39 +454,6 @@ def scored_rows(path, scorer, read):
         examples = [read(row, where) for where, row in chunk]
         for (where, row), example, rewards in zip(chunk, examples, scorer.rewards(examples)):
             yield where, row, example, rewards
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """A new file or folder, which takes its name only when it is complete and on the disk."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
-    remove(temporary)  # of a killed run
-    try:
-        yield temporary
-        for part in (*temporary.rglob("*"), temporary):
-            if part.is_file():
-                part.chmod(0o644)  # safetensors writes files that only their owner may read
-            sync(part)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        remove(temporary)
-
-
-def sync(path):
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
-
-
-def remove(path):
-    """A file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def pick_device(name):
@@ -553,7 +517,8 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… | head` ends this program, without a word
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… | head` ends this program silently
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # a bad byte: a bad row
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # a σ must not end a long run

@@ -538,7 +538,8 @@ def read_rope(config_json: dict, where: str) -> dict:
     """The rope rule: its rope_type, rope_theta and other numbers."""
     kind = rope_type(config_json)
     if kind not in list(ROPE_NUMBERS):
-        raise CheckpointError(f"{where}: rope type {kind!r} is not one of {', '.join(ROPE_NUMBERS)}")
+        known = ", ".join(ROPE_NUMBERS)
+        raise CheckpointError(f"{where}: rope type {kind!r} is not one of {known}")
     rope = {"rope_theta": config_json.get("rope_theta")} | rope_settings(config_json)
     rope.pop("type", None)  # the old name of rope_type
     if rope.get("partial_rotary_factor") in (None, 1):

@@ -22,6 +22,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
@@ -39,8 +40,7 @@ from data import (
     held_out_prompts, micro_batches, prompt_hash, read_rows, rows_of_step, write_tokens,
 )
 from eval import (
-    check_ids, describe, pick_device, remove, replacing, report, score, score_examples,
-    usable_length,
+    check_ids, describe, pick_device, report, score, score_examples, usable_length,
 )
 from loss import bradley_terry_loss, pairwise_correct
 from model import CheckpointError, RewardModel, fill, open_model, whole
@@ -181,7 +181,7 @@ def split_rows(args, held_out, audit=None):
 
 def make_tokenizer(args, output):
     """From scratch: learn a tokenizer from the rows to train on, and keep it in the run folder."""
-    if (output / "tokenizer.json").exists():  # of a run that is resumed
+    if (output / "tokenizer_config.json").exists():  # of a run that is resumed
         return
 
     def texts():
@@ -195,7 +195,7 @@ def make_tokenizer(args, output):
         tokenizer = Tokenizer.from_folder(earlier_run(args))
     else:
         tokenizer = Tokenizer.train(texts(), args.vocab_size)
-    tokenizer.save(output, args.max_length or 1024)
+    add_files(output, lambda folder: tokenizer.save(folder, args.max_length or 1024))
 
 
 def write_data(args, output, tokenizer, max_length):
@@ -228,15 +228,18 @@ def earlier_run(args):
     return path if (path / "tokens").is_dir() else None
 
 
-def open_examples(args, output, model, tokenizer):
+def open_examples(args, output, model, tokenizer, max_length):
     """The tokens of this run, or of an earlier one.  Raises: DataError if they do not fit."""
     earlier = earlier_run(args)
-    if earlier:
-        theirs = Tokenizer.from_folder(earlier).backend
-        if theirs.to_str() != tokenizer.backend.to_str():
-            raise DataError(f"--data {earlier}: has another tokenizer; give the rows themselves")
     examples = Examples((earlier or output) / "tokens")
     check_ids([examples.ids], model, str(examples.folder))
+    if earlier:
+        if args.eval_data or len(args.data) > 1:
+            raise DataError(f"--data {earlier}: a run has its own held-out rows; give it alone")
+        theirs = Tokenizer.from_folder(earlier).backend
+        same = theirs.to_str() == tokenizer.backend.to_str()
+        if not same or examples.lengths.max() > max_length:
+            raise DataError(f"--data {earlier}: other tokenizer or --max-length; give the rows")
     return examples
 
 
@@ -420,7 +423,7 @@ def accumulate_gradients(model, batches, args, scaler):
     gives more weight to the rows of small micro-batches.)
 
     Args:    model: a RewardModel, or its DistributedDataParallel.
-    Returns: the means over all pairs of the step and all processes; rewards in nats.
+    Returns: the means over all rows of the step, in all processes; rewards in nats.
     """
     ranks, device, dtype = world()[1], args.device, autocast_dtype(args)
     sums: dict[str, torch.Tensor] = {}
@@ -428,7 +431,7 @@ def accumulate_gradients(model, batches, args, scaler):
         # DDP exchanges gradients in the last backward pass only. Other models ignore this.
         model.require_backward_grad_sync = i == len(batches) - 1
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            rewards = model(**batch.inputs())  # (S,)
+            rewards = model(**batch.inputs())  # (R·S,) one for each sequence
         r_chosen, r_rejected = rewards[batch.chosen], rewards[batch.rejected]  # (B,) each
         losses = bradley_terry_loss(
             r_chosen,
@@ -638,16 +641,55 @@ def checkpoints(output):
 def save_model(output, model, tokenizer, max_length):
     """The trained model into the run folder, as an ordinary Hugging Face checkpoint."""
     state = model.state_dict()  # all processes ask, as above
-    if world()[0] == 0:
-        with replacing(output / "trained") as folder:
-            folder.mkdir()
-            model.save_pretrained(folder, tokenizer.pad_id, state)
-            tokenizer.save(folder, max_length)
-        for file in sorted((output / "trained").iterdir()):  # config.json before the weights
-            os.replace(file, output / file.name)
-        (output / "trained").rmdir()
-    if dist.is_initialized():
-        dist.barrier()
+
+    def write(folder):
+        model.save_pretrained(folder, tokenizer.pad_id, state)
+        tokenizer.save(folder, max_length)
+
+    on_first(lambda: add_files(output, write))
+
+
+def add_files(output, write):
+    """write(folder) makes some files. They are moved into the run folder when all are complete."""
+    with replacing(output / "new") as folder:
+        folder.mkdir()
+        write(folder)
+    for file in sorted((output / "new").iterdir()):  # config.json before the weights
+        os.replace(file, output / file.name)
+    (output / "new").rmdir()
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A new file or folder, which takes its name only when it is complete and on the disk."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    remove(temporary)  # of a killed run
+    try:
+        yield temporary
+        for part in (*temporary.rglob("*"), temporary):
+            if part.is_file():
+                part.chmod(0o644)  # safetensors writes files that only their owner may read
+            sync(part)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        remove(temporary)
+
+
+def sync(path):
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def remove(path):
+    """A file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- processes
@@ -712,12 +754,14 @@ def run(args):
 
         args.data = [str(output / "toy.jsonl")]
         on_first(lambda: toy_world.write(output / "toy.jsonl", args.seed))
-    if not args.model:
+    if not args.model:  # the rows are read once more below: ids need a tokenizer first
         on_first(lambda: make_tokenizer(args, output))
     model, tokenizer = build_model(args, output)
-    max_length = min(usable_length(model, tokenizer, args.max_length), args.max_length or 1024)
+    max_length = usable_length(model, tokenizer, args.max_length)
+    if not args.max_length:
+        max_length = min(max_length, 1024)
     on_first(lambda: write_data(args, output, tokenizer, max_length))
-    examples = open_examples(args, output, model, tokenizer)
+    examples = open_examples(args, output, model, tokenizer, max_length)
 
     # 2. Train and save.
     prepare(model, args, examples)
@@ -745,18 +789,23 @@ def run(args):
         f"  python eval.py report {output} --data {held_out}")
 
 
+# What a start leaves that failed before its data were read.
+AT_START = {"options.json", "README.md", "toy.jsonl", "tokenizer.json", "tokenizer_config.json"}
+
+
 def open_run_folder(args, output):
     """Make the run folder and write options.json. An earlier run there is moved, never lost."""
-    if (output / "metrics.jsonl").exists():
+    there = {path.name for path in output.iterdir()} if output.exists() else set()
+    if there and "options.json" not in there:
+        raise DataError(f"--output {output}: holds files that are not a run's; choose a new folder")
+    if there and there <= AT_START:
+        remove(output)
+    elif there:
         number = 1
         while output.with_name(f"{output.name}.{number}").exists():
             number += 1
         output.rename(output.with_name(f"{output.name}.{number}"))
         say(f"an earlier run was in {output}; it is now in {output}.{number}")
-    elif (output / "options.json").exists():
-        remove(output)  # a run that failed before its first step
-    elif output.exists() and any(output.iterdir()):
-        raise DataError(f"--output {output}: holds files that are not a run's; choose a new folder")
     output.mkdir(parents=True, exist_ok=True)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("numpy", "safetensors", "tokenizers"):

@@ -20,13 +20,15 @@ def floor(s: dict) -> dict:
     shape = read_json(Path(s["folder"], "model", "config.json"))
     sizes = matrices(shape)
     tokens = tokens_of_pairs(Path(s["folder"], "ids.json"))
-    seconds = []
+    batches = []
     for first in range(0, len(tokens), s["batch"]):
-        batch = sum(tokens[first : first + s["batch"]])
-        seconds.append(layer_seconds(batch, sizes, s))
-    seconds[0] = layer_seconds(sum(tokens[: s["batch"]]), sizes, s)  # again: that was the warmup
+        batch = tokens[first : first + s["batch"]]
+        batches.append(sum(batch))
+    layer_seconds(batches[0], sizes, s)  # warm up
+    seconds = [layer_seconds(batch, sizes, s) for batch in batches]
+    in_all = shape["num_hidden_layers"] * sum(seconds)
     return {
-        "seconds_per_pair": shape["num_hidden_layers"] * sum(seconds) / len(tokens),
+        "seconds_per_pair": in_all / len(tokens),
         "tokens_per_pair": sum(tokens) / len(tokens),
     }
 
@@ -53,7 +55,8 @@ def matrices(shape: dict) -> list[tuple[int, int]]:
 
 def layer_seconds(tokens: int, sizes: list, s: dict) -> float:
     """x Wᵀ, and the gradients of x and of W, for every W of a layer."""
-    options = {"dtype": DTYPES[s["dtype"]], "device": s["device"]}
+    dtype = DTYPES[s["dtype"]]
+    options = {"dtype": dtype, "device": s["device"]}
     total = 0.0
     for n, m in sizes:
         x = torch.randn(tokens, n, **options)

@@ -35,7 +35,7 @@ from model import RewardModel
 RESULTS = Path(__file__).with_suffix(".json")
 DRAWS, PROMPTS = 1024, 60
 SIZES = [2**i for i in range(11)]
-STEPS = 670  # about as many as the default run
+STEPS = ["--batch-size", "16", "--max-steps", "2500"]  # about those of the default run
 RUNS = {  # name -> training pairs, share of labels that are flipped
     "48,000 pairs": (48000, 0.0),
     "12,000 pairs": (12000, 0.0),
@@ -66,11 +66,12 @@ def best_of_n(learned: np.ndarray, values: np.ndarray, n: int) -> float:
     Without replacement, it is the k-th of N in order of reward with probability
     C(k−1, n−1) / C(N, n).
     """
-    order, N = np.argsort(learned, kind="stable"), len(learned)
+    N = len(learned)
     chance = np.zeros(N)
     chance[N - 1] = n / N
     for k in range(N - 1, n - 1, -1):  # C(k−1, n−1) from C(k, n−1)
         chance[k - 1] = chance[k] * (k - n + 1) / k
+    order = np.argsort(learned, kind="stable")
     return float(chance @ values[order])
 
 
@@ -93,18 +94,23 @@ def write_pairs(file: Path, pairs: int, flipped: float, seed: int) -> None:
             chosen, rejected = row["chosen"], row["rejected"]
             if rng.random() < flipped:
                 chosen, rejected = rejected, chosen
-            row = {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
+            row = {"prompt": row["prompt"]}
+            row |= {"chosen": chosen, "rejected": rejected}
             lines.write(json.dumps(row) + "\n")
 
 
 def train(folder: Path, pairs: int, flipped: float) -> RewardModel:
-    """A model of the default size, trained for as many steps as the default run."""
+    """A model of the default size, trained for about as many steps as the default run."""
     train_file, held_out = folder / "pairs.jsonl", folder / "held_out.jsonl"
     write_pairs(train_file, pairs, flipped, seed=0)
     write_pairs(held_out, 64, 0.0, seed=3)
-    command = [sys.executable, "train_rm.py", "--data", train_file, "--eval-data", held_out]
-    command += ["--output", folder / "run", "--max-steps", str(STEPS)]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    options = ["--data", train_file, "--eval-data", held_out, *STEPS]
+    subprocess.run(
+        [sys.executable, "train_rm.py", *options, "--output", folder / "run"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     return RewardModel.from_pretrained(folder / "run")
 
 
@@ -120,7 +126,10 @@ def measure() -> dict:
             learned = np.array(score(model, rows))
         learned = learned.reshape(PROMPTS, DRAWS)
         learned += gold.mean() - learned.mean()  # a reward has no zero point
-        curves[name] = {"learned": curve(learned, learned), "true": curve(learned, gold)}
+        curves[name] = {
+            "learned": curve(learned, learned),
+            "true": curve(learned, gold),
+        }
         print(name, curves[name], file=sys.stderr)
     return {
         "n": SIZES,

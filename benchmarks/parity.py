@@ -71,7 +71,8 @@ def tables() -> dict[str, str]:
     losses, version = r["losses"]["plain"], r["versions"]["trl"]
     sentence = (
         f"losses between {min(losses):.2f} and {max(losses):.2f} over {len(losses)} steps, and at "
-        f"no step more than {r['largest_difference']:.0e} from TRL {version}"
+        f"no step more than {r['largest_difference']:.0e}\n"
+        f"(with `--pack` {r['largest_difference_packed']:.0e}) from TRL {version}"
     )
     return {"parity": sentence}
 

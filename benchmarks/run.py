@@ -77,11 +77,12 @@ def precision_text() -> str:
         f"Scored alone or in batches, a text's reward differs by at most "
         f"{p['float32_alone_against_batched_max']:.0e} in float32\n(toy model, {p['texts']:,} "
         f"texts, standard deviation {p['standard_deviation_of_rewards']:.1f}; "
-        f"`python benchmarks/precision.py`), and by {p['float32_alone_against_packed_max']:.0e} "
-        f"with `--pack`.\nUnder bfloat16 autocast rewards move by "
-        f"{p['bfloat16_against_float32_median']:.3f} in the median and "
+        f"`python benchmarks/precision.py`), and\nby "
+        f"{p['float32_alone_against_packed_max']:.0e} with `--pack`. Under bfloat16 autocast "
+        f"rewards move by "
+        f"{p['bfloat16_against_float32_median']:.3f} in the median and\n"
         f"{p['bfloat16_against_float32_max']:.2f} at most, and by "
-        f"{p['bfloat16_alone_against_batched_max']:.2f} at most\nbetween alone and batched."
+        f"{p['bfloat16_alone_against_batched_max']:.2f} at most between alone and batched."
     )
 
 

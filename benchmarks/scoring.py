@@ -89,8 +89,9 @@ def measure(s: dict) -> dict:
         scorers["transformers"] = Transformers(folder / "model")
         versions["transformers"] = scorers["transformers"].version
     found = {}
+    vocabulary = model.config.vocab_size
     for n in s["sizes"]:
-        examples = responses_to_one_prompt(n, model.config.vocab_size)
+        examples = responses_to_one_prompt(n, vocabulary)
         found[f"best of {n}"] = time_scorers(scorers, examples, s["repeats"])
     examples = texts(folder / "ids.json")
     found[f"{len(examples)} texts"] = time_scorers(scorers, examples, s["repeats"])
@@ -105,11 +106,13 @@ def time_scorers(scorers: dict, examples: list[Example], repeats: int) -> dict:
             began = time.perf_counter()
             rewards[who] = np.concatenate(scorer.rewards(examples))
             seconds[who].append(time.perf_counter() - began)
-    medians, apart = {}, []
+    *_, last = rewards.values()
+    medians, apart = {}, 0.0
     for who in scorers:
         medians[who] = statistics.median(seconds[who][1:])
-        apart.append(np.abs(rewards[who] - rewards[list(scorers)[-1]]).max())
-    return {"seconds": medians, "largest_difference": float(max(apart))}
+        difference = np.abs(rewards[who] - last).max()
+        apart = max(apart, float(difference))
+    return {"seconds": medians, "largest_difference": apart}
 
 
 def tables() -> dict[str, str]:
@@ -118,7 +121,8 @@ def tables() -> dict[str, str]:
     for name, e in load_results(RESULTS).get("work", {}).items():
         columns = ["work", *(f"{who}, seconds" for who in e["seconds"])]
         cells = [f"{value:.2f}" for value in e["seconds"].values()]
-        rows.append([name, *cells, f"{e['largest_difference']:.0e}"])
+        apart = f"{e['largest_difference']:.0e}"
+        rows.append([name, *cells, apart])
     if not rows:
         return {}
     return {"score": table([*columns, "largest difference of a reward"], rows)}

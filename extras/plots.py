@@ -3,15 +3,18 @@
     python eval.py report RUN --data pairs.jsonl --plot report.png     up to five panels
     python extras/plots.py RUN                                         RUN/curve.png
 
-    rewards          chosen and rejected ──▇▇── overlap where the model cannot tell them apart
-    calibration      accuracy against confidence σ(|gap|). Below the diagonal it is surer than right
-    length           rewards against tokens. A slope is a taste for long (or short) responses
-    truth            learned against true rewards, in the toy world
-    learning curve   loss by step, training and held out, between a coin and the best possible. When
-                     the held-out loss rises again while the other falls, the model learns by heart
+    rewards          two histograms, chosen and rejected. What they share is not all error: rewards
+                     of different prompts cannot be compared
+    calibration      accuracy against confidence σ(|gap|). Below the diagonal the model is surer
+                     than it is right
+    length           rewards against tokens. A slope is a taste for long, or short, responses
+    truth            learned against true rewards, where they are known (the toy world)
+    learning curve   loss by step, in training and held out, between a coin and the best possible.
+                     Held-out loss that rises while the other falls: the model learns by heart
 
-It needs matplotlib, which nothing else here does: pip install matplotlib. Without it, these two
-commands say so in one line. The end of the file's name decides the format: .png, .pdf or .svg.
+It needs matplotlib, which nothing else here does: pip install matplotlib. Without it, both commands
+say so in one line, before any work. The end of the file's name decides the format: .png, .pdf or
+.svg. Drawing takes a second or two.
 
 tests/extras/test_plots.py shows that the numbers that are drawn are those of the report.
 
@@ -43,7 +46,8 @@ def pyplot():
     try:
         import matplotlib
     except ImportError:
-        raise DataError("pictures need matplotlib, an optional extra: pip install matplotlib")
+        message = "pictures need matplotlib, an optional extra: pip install matplotlib"
+        raise DataError(message) from None
     matplotlib.use("agg")
     from matplotlib import pyplot
 
@@ -55,9 +59,6 @@ def check(path):
     pyplot()
     if Path(path).suffix not in FORMATS:
         raise DataError(f"{path}: not a picture; its name has to end in {', '.join(FORMATS)}")
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise DataError(f"{path}: no such folder as {folder}")
 
 
 def draw(path, pairs, figures, metrics):

@@ -29,7 +29,7 @@ from data import DataError, Example, Row, to_messages
 from eval import check_ids
 
 
-def example(scorer, raw: dict, where: str) -> Example:
+def example(scorer, raw, where):
     """A row with `text` or `input_ids` -> one sequence.  scorer: eval.Scorer.
 
     Raises: DataError naming row and field.
@@ -46,7 +46,7 @@ def example(scorer, raw: dict, where: str) -> Example:
     return Example([sequence], scores=[], start=0, row=row)
 
 
-def read_ids(ids, vocab_size: int, where: str) -> np.ndarray:
+def read_ids(ids, vocab_size, where):
     """A list of token ids -> (tokens,) int32.  Raises: DataError."""
     known = f"token ids from 0 to {vocab_size - 1}"
     wrong = DataError(f"{where}: field 'input_ids' is not a non-empty list of {known}")
@@ -59,7 +59,7 @@ def read_ids(ids, vocab_size: int, where: str) -> np.ndarray:
     return np.array(ids, dtype=np.int32)
 
 
-def encode(text, tokenizer, where: str) -> np.ndarray:
+def encode(text, tokenizer, where):
     """A rendered text -> (tokens,) int32, with BOS and end token.  Raises: DataError."""
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{where}: field 'text' is not a non-empty string")

@@ -25,16 +25,15 @@ figures with computations by hand.
 Shapes: B pairs   N rows   K responses of a row
 """
 import json
-import operator
 import os
+from pathlib import Path
 
 import numpy as np
 
 from data import DataError
 from eval import all_pairs, correlation
 from extras import plots
-
-MISTAKES = 3  # how many are shown
+from extras.report_texts import predictions, worst_mistakes
 
 
 def show(args, scorer, rewards, examples, figures):
@@ -42,9 +41,7 @@ def show(args, scorer, rewards, examples, figures):
 
     Args:    scorer: eval.Scorer.  rewards: (K,) of each example.  figures: of eval.report.
     Returns: the figures that are added.
-    Raises:  DataError on options that cannot be followed.
     """
-    check_options(args)
     pairs = all_pairs(rewards, examples)
     rows = list(zip(examples, rewards))
     added = more_figures(pairs, rows)
@@ -68,12 +65,16 @@ def show(args, scorer, rewards, examples, figures):
 
 
 def check_options(args):
-    """Raises: DataError where files would overwrite each other, or nothing can be drawn."""
-    paths = []
-    for path in (args.output, args.predictions, args.plot, *args.data):
-        if path:
-            paths.append(os.path.realpath(path))
-    if len(set(paths)) < len(paths):
+    """Better now than after the work.
+
+    Raises: DataError where files would overwrite each other, or nothing can be drawn.
+    """
+    taken = list(map(os.path.realpath, args.data))
+    for path in filter(None, (args.output, args.predictions, args.plot)):
+        if not Path(path).absolute().parent.is_dir():
+            raise DataError(f"{path}: its folder does not exist")
+        taken.append(os.path.realpath(path))
+    if len(set(taken)) < len(taken):
         raise DataError("--data, --output, --predictions, --plot: each has to be another file")
     if args.plot:
         plots.check(args.plot)
@@ -181,51 +182,6 @@ def by_name(names, pairs, wins):
         parts[name] = accuracy(gaps[of_pairs])
         parts[name]["best_wins"] = mean(wins[of_rows])
     return parts
-
-
-# ---------------------------------------------------------------- pairs, one by one
-
-
-def predictions(rows, tokenizer):
-    """What --predictions keeps of each pair."""
-    for example, r in rows:
-        about = {"where": example.row.where}
-        for field in ("id", "source", "subset"):
-            if field in example.row.raw:
-                about[field] = example.row.raw[field]
-        for better, worse in example.pairs():
-            line = about | {"pair": [better, worse]}  # which of the responses, counted from 0
-            line["chosen"] = float(r[better])
-            line["rejected"] = float(r[worse])
-            line["scored_tokens"] = []
-            for index in (better, worse):
-                last = int(example.sequences[index][-1])
-                token = tokenizer.backend.id_to_token(last)
-                line["scored_tokens"].append({"id": last, "token": token})
-            yield line
-
-
-def worst_mistakes(rows):
-    """The pairs that are ranked wrong with the largest gaps. A tie is no mistake."""
-    mistakes = []
-    for example, r in rows:
-        for better, worse in example.pairs():
-            if r[better] < r[worse]:
-                row = example.row
-                mistakes.append({
-                    "where": row.where,
-                    "margin": float(r[better] - r[worse]),
-                    "prompt": text_of(row.prompt),
-                    "chosen": text_of(row.responses[better]),
-                    "rejected": text_of(row.responses[worse]),
-                })
-    mistakes.sort(key=operator.itemgetter("margin"))
-    return mistakes[:MISTAKES]
-
-
-def text_of(messages):
-    """What is said in some messages."""
-    return "\n".join(message["content"] for message in messages)
 
 
 # ---------------------------------------------------------------- tables

@@ -24,7 +24,6 @@ from runs import pairs
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-import data
 import train_rm
 from data import DataError, Examples, Tokenizer
 from model import CheckpointError, RewardModel

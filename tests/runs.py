@@ -1,4 +1,4 @@
-"""What the tests of train_rm.py share: rows, a folder to train from, and a look into a run folder."""
+"""What the tests of train_rm.py share: rows, a folder to train from, a look into a run folder."""
 import json
 
 import pytest

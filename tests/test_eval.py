@@ -42,6 +42,13 @@ def run_command(*args, stdin="") -> list[dict]:
     return [json.loads(line) for line in out.splitlines()]
 
 
+def refusal(*args, stdin="") -> str:
+    """The one line with which a command refuses its input."""
+    status, out, err = command(evaluation.main, *args, stdin=stdin)
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    return err
+
+
 def run_report(run, file, *options) -> dict:
     """The figures that the command report writes."""
     options = ["--data", file, "--output", file.with_suffix(".json"), *options]
@@ -145,8 +152,6 @@ def test_the_temperature_has_the_least_loss_on_its_grid_and_undoes_a_scale():
 @pytest.mark.parametrize("gaps", [[1, 2], [-1], [0, 0], [1, -1], [1, -3]])
 def test_where_the_best_temperature_is_beyond_the_grid_there_is_none(gaps):
     assert calibration(np.array(gaps, dtype=float))["temperature"] is None
-    figures = report([np.array([gap, 0]) for gap in gaps], examples_from(toy_rows(len(gaps))))
-    assert "temperature" not in describe(figures)
 
 
 def test_the_gold_reward_is_calibrated_and_intervals_cover_the_ceiling_19_times_in_20():
@@ -176,7 +181,8 @@ def test_the_true_rewards_reach_their_own_ceiling():
     assert report(shifted, examples)["gold_correlation"] == pytest.approx(1)
 
 
-def test_without_pairs_there_is_no_report():
+def test_no_rows_have_no_rewards_and_no_report():
+    assert score(tiny_model(), [], tiny_tokenizer()) == []
     with pytest.raises(DataError, match="no pairs"):
         report([], [])
 
@@ -187,7 +193,6 @@ def test_equal_rewards_everywhere_are_all_ties_and_one_half():
     assert figures["accuracy_ci95"] == [0.5, 0.5]
     assert figures["loss"] == pytest.approx(math.log(2))
     assert figures["length_correlation"] is None, "rewards that do not vary have no correlation"
-    assert "length correlation" not in describe(figures)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -195,6 +200,10 @@ def test_a_reward_that_is_not_a_number_is_refused_and_not_counted_as_wrong(bad):
     rewards = [np.zeros(2), np.array([bad, 0.0]), np.zeros(2)]
     with pytest.raises(DataError, match="row 2: a reward is not a finite number"):
         report(rewards, examples_from(toy_rows(3)))
+    model = tiny_model()
+    torch.nn.init.constant_(model.score.weight, bad)
+    with pytest.raises(DataError, match="row 1: a reward is not a finite number"):
+        score(model, [{"prompt": "q", "response": "a"}], tiny_tokenizer())
 
 
 def test_the_interval_is_the_binomial_one_and_longer_where_pairs_share_prompts():
@@ -344,6 +353,16 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_and_is_counted(run):
         score(model, [{"prompt": "q", "response": "word " * 300}])
 
 
+@pytest.mark.parametrize("more", [
+    {"response": "zzz"}, {"chosen": "x", "rejected": "y"}, {"text": "a note"}, {"scores": [1]},
+])
+def test_rank_scores_the_responses_whatever_else_a_row_has(run, more):
+    row = {"prompt": "q", "responses": ["the cat", "dog"]}
+    (plain,) = run_command("rank", run, stdin=json_lines(row))
+    (ranked,) = run_command("rank", run, stdin=json_lines(row | more))
+    assert ranked == plain | more, "another field was scored, and not `responses`"
+
+
 def test_best_of_n_writes_the_winner_and_equal_candidates_keep_their_order(run):
     (row,) = run_command("rank", run, stdin=json_lines({"prompt": "q", "responses": ["same"] * 3}))
     assert row["order"] == [0, 1, 2]
@@ -364,32 +383,38 @@ def test_best_of_n_writes_the_winner_and_equal_candidates_keep_their_order(run):
     ("score", '{"prompt": "q", "response": {"role": "user", "content": "a"}}', "field 'response'"),
     ("score", '{"prompt": "\\ud800", "response": "a"}', "field 'prompt' .* surrogate"),
     ("score", '{"prompt": "q"}', "no "),
+    ("score", '{"prompt": "q", "chosen": "a", "rejected": "b"}', "several responses"),
     ("rank", '{"prompt": "q"}', "no .*responses"),
     ("rank", '{"prompt": "q", "responses": []}', ""),
     ("rank", '{"prompt": "q", "responses": ["a", ""]}', "empty"),
     ("rank", '{"prompt": "q", "responses": ["a", 5]}', r"field 'responses\[1\]'"),
 ])
 def test_a_bad_row_is_one_line_and_exit_status_2(run, name, line, message):
-    status, out, err = command(evaluation.main, name, run, stdin=line + "\n")
-    assert (status, out, err.count("\n")) == (2, "", 1), err
-    assert re.search(f"standard input:1: .*{message}", err), err
+    assert re.search(f"standard input:1: .*{message}", refusal(name, run, stdin=line + "\n"))
 
 
 def test_a_bad_pair_stops_a_report_or_is_counted(run, tmp_path):
     file = write_rows(tmp_path / "in.jsonl", [*toy_rows(2), {"prompt": "q", "chosen": "a"}])
-    status, out, err = command(evaluation.main, "report", run, "--data", file)
-    assert (status, out) == (2, "") and f"{file}:3: " in err and err.count("\n") == 1
-    status, out, err = command(evaluation.main, "report", run, "--data", file, "--skip-bad-rows")
-    assert status == 0 and "3 rows read = 2 kept + 1 left out" in err
+    assert f"{file}:3: " in refusal("report", run, "--data", file)
+    assert run_report(run, file, "--skip-bad-rows")["audit"]["left_out"]["malformed"] == 1
+
+
+def test_a_report_does_not_overwrite_its_data_and_names_a_file_without_pairs(run, tmp_path):
+    file = write_rows(tmp_path / "in.jsonl", toy_rows(2))
+    before = file.read_text()
+    assert str(file) in refusal("report", run, "--data", file, "--output", file)
+    assert file.read_text() == before
+    empty = write_rows(tmp_path / "empty.jsonl", [])
+    status, _, err = command(evaluation.main, "report", run, "--data", empty)
+    assert status == 2 and err.splitlines()[-1] == f"eval.py: {empty}: no pairs to evaluate"
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--max-length", "9999"], "--max-length 9999.* 256 tokens"),
+    (["--max-length", "9999"], "--max-length 9999.* 256 tokens"), (["--max-length", "0"], "0: "),
     (["--device", "abacus"], "--device abacus"), (["--input", "nowhere.jsonl"], "No such file"),
 ])
 def test_options_without_a_meaning_are_one_line(run, options, message):
-    status, out, err = command(evaluation.main, "score", run, *options)
-    assert (status, out, err.count("\n")) == (2, "", 1) and re.search(message, err), err
+    assert re.search(message, refusal("score", run, *options))
 
 
 @pytest.mark.parametrize("file, change", [
@@ -403,8 +428,7 @@ def test_a_broken_folder_is_one_line(run, tmp_path, file, change):
     (broken / file).unlink()
     if change:
         (broken / file).write_text(json.dumps(json.loads((run / file).read_text()) | change))
-    status, out, err = command(evaluation.main, "score", broken, stdin="")
-    assert (status, out, err.count("\n")) == (2, "", 1) and str(broken) in err, err
+    assert str(broken) in refusal("score", broken)
 
 
 @pytest.mark.parametrize("name", ["report", "score", "rank"])

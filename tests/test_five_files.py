@@ -24,7 +24,7 @@ EXTRAS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "extras").rglob(
 
 # ---------------------------------------------------------------- alone in a folder
 
-# One Python for everything, because a start costs seconds. It works in the folder of the five files.
+# One Python for everything, because a start costs seconds. It works in the folder of the files.
 DRIVER = '''
 import contextlib, io, itertools, json, os, signal, sys, traceback
 import eval as evaluation
@@ -43,7 +43,9 @@ def call(name, main, *args, stdin=""):
             traceback.print_exc()
     found[name] = {"status": status, "out": out.getvalue(), "err": err.getvalue()}
 
-def stopping_in_step_3(*args, loss=train_rm.bradley_terry_loss, steps=itertools.count(1), **options):
+loss, steps = train_rm.bradley_terry_loss, itertools.count(1)
+
+def stopping_in_step_3(*args, **options):
     if next(steps) == 3:
         os.kill(os.getpid(), signal.SIGINT)
     return loss(*args, **options)
@@ -54,12 +56,13 @@ call("from scratch", train_rm.main, "--data", "rows.jsonl", *small, "--max-steps
 pretrained = ["--model", "lm", "--data", "rows.jsonl", "--lr", 1e-3, "--batch-size", 8]
 pretrained += ["--max-steps", 10]
 call("pretrained", train_rm.main, *pretrained, "--output", "one")
-train_rm.bradley_terry_loss, kept = stopping_in_step_3, train_rm.bradley_terry_loss
+train_rm.bradley_terry_loss = stopping_in_step_3
 call("stopped", train_rm.main, *pretrained, "--output", "stopped")
-train_rm.bradley_terry_loss = kept
+train_rm.bradley_terry_loss = loss
 call("resumed", train_rm.main, "--resume", "stopped")
 
-call("report", evaluation.main, "report", "one", "--data", "one/held_out.jsonl", "--output", "r.json")
+call("report", evaluation.main, "report", "one", "--data", "one/held_out.jsonl",
+     "--output", "r.json")
 call("score", evaluation.main, "score", "one", stdin=open("texts.jsonl").read())
 call("rank", evaluation.main, "rank", "one", "--best", stdin=open("candidates.jsonl").read())
 

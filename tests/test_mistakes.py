@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 from conftest import command, copy_run, save_run, tiny_model, tiny_tokenizer, write_rows
-from runs import SMALL, folder, pairs, small_toy, train
+from runs import SMALL, pairs, train
+from runs import folder, small_toy  # pytest finds fixtures by their names here
 
 import train_rm
 
@@ -70,9 +71,7 @@ BAD_MODELS = {
     "model.safetensors: not a complete safetensors file": truncate,
     "size mismatch for model.layers.0.mlp": change_json("config.json", intermediate_size=25),
     "no eos_token": change_json("tokenizer_config.json", eos_token=None),
-    "--max-length 200 is more than the 100": change_json(
-        "config.json", max_position_embeddings=100
-    ),
+    "--max-length 200": change_json("config.json", max_position_embeddings=100),
 }
 
 
@@ -99,6 +98,14 @@ def test_an_output_that_is_not_a_run_is_left_alone(folder, tmp_path):
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
     status, _, err = train(folder, "--output", tmp_path / "thesis" / "thesis.tex" / "run")
     assert status == 2 and err.count("\n") == 1 and "Not a directory" in err
+
+
+def test_no_file_is_deleted_because_there_is_an_options_json_beside_it(folder, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    for name in ("options.json", "thesis.tex"):
+        (tmp_path / "thesis" / name).write_text("mine")
+    train(folder, "--max-steps", 1, "--output", tmp_path / "thesis")
+    assert [path.read_text() for path in tmp_path.rglob("thesis.tex")] == ["mine"]
 
 
 @pytest.mark.parametrize("args, message", [

@@ -6,18 +6,19 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 
 import pytest
 import torch
 from conftest import command, save_run, tiny_model, tiny_tokenizer, write_rows
-from runs import MIXED, assert_equal, column, every_step, folder, metrics, pairs, report, train
+from runs import MIXED, assert_equal, column, metrics, pairs, report, toy, train
+from runs import every_step, folder, small_toy  # pytest finds fixtures by their names here
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import train_rm
 from data import Examples
-from eval import replacing
 
 
 def weights(run):
@@ -152,6 +153,22 @@ def test_ctrl_c_before_training_is_one_line(folder, tmp_path, monkeypatch):
     assert status == 130 and "Traceback" not in err
 
 
+def test_a_run_that_is_killed_while_its_tokenizer_is_written_can_be_resumed(
+    tmp_path, monkeypatch, small_toy
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        signal_in_step(patch, signal.SIGINT, 1)
+        assert toy("--max-steps", 2, "--output", run)[0] == 130
+    shutil.rmtree(run / "tokens")
+    for name in ("held_out.jsonl", "metrics.jsonl", "tokenizer_config.json"):
+        (run / name).unlink()
+    train_rm.checkpoints(run)[0].unlink()
+    (run / "tokenizer.json").write_text("{")  # as if it was killed here
+    status, _, err = command(train_rm.main, "--resume", run)
+    assert status == 0, err
+
+
 def test_a_run_without_a_checkpoint_starts_again_from_its_tokens(
     folder, whole, tmp_path, monkeypatch
 ):
@@ -181,7 +198,7 @@ def test_the_half_line_of_a_killed_run_is_taken_out_of_the_log(folder, tmp_path,
 
 def test_a_half_written_checkpoint_is_never_taken_for_one(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        with replacing(tmp_path / "checkpoint-9.safetensors") as path:
+        with train_rm.replacing(tmp_path / "checkpoint-9.safetensors") as path:
             path.write_bytes(b"half")
             assert train_rm.checkpoints(tmp_path) == []
             raise KeyboardInterrupt

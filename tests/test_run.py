@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 from conftest import command, read_lines, save_run, tiny_model, tiny_tokenizer, write_rows
-from runs import MIXED, SMALL, STILL, column, every_step, folder, metrics, options, pairs, report
-from runs import small_toy, toy, train
+from runs import MIXED, SMALL, STILL, column, metrics, options, pairs, report, toy, train
+from runs import every_step, folder, small_toy  # pytest finds fixtures by their names here
 from safetensors.torch import load_file, save_file
 
 import eval as evaluation

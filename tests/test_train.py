@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model, tiny_tokenizer, write_rows
-from runs import MIXED, STILL, assert_close, column, every_step, folder, options, pairs, train
+from runs import MIXED, STILL, assert_close, column, options, pairs, train
+from runs import every_step, folder  # pytest finds fixtures by their names here
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train_rm

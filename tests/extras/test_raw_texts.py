@@ -13,6 +13,7 @@ from extras import raw_texts
 from model import RewardModel
 
 PROMPT, RESPONSE = "the cat", "sat on the mat"
+NOT_IDS = "field 'input_ids' is not a non-empty list of token ids from 0 to 399"
 MESSAGES = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": RESPONSE}]
 
 
@@ -79,12 +80,9 @@ def test_a_text_as_long_as_the_limit_is_scored_and_a_longer_one_refused():
     ({"text": " \n"}, "field 'text' is not a non-empty string"),
     ({"text": None}, "field 'text' is not a non-empty string"),
     ({"text": "\ud800"}, "field 'text' holds half of a surrogate pair"),
-    ({"input_ids": []}, "field 'input_ids' is not a non-empty list of token ids from 0 to 399"),
-    ({"input_ids": [1, 400]}, "field 'input_ids' is not a non-empty list of token ids from 0 to 399"),
-    ({"input_ids": [-1]}, "field 'input_ids' is not a non-empty list"),
-    ({"input_ids": [True]}, "field 'input_ids' is not a non-empty list"),
-    ({"input_ids": [1.0]}, "field 'input_ids' is not a non-empty list"),
-    ({"input_ids": "12"}, "field 'input_ids' is not a non-empty list"),
+    ({"input_ids": []}, NOT_IDS), ({"input_ids": [1, 400]}, NOT_IDS),
+    ({"input_ids": [-1]}, NOT_IDS), ({"input_ids": "12"}, NOT_IDS),
+    ({"input_ids": [True]}, NOT_IDS), ({"input_ids": [1.0]}, NOT_IDS),
 ])
 def test_a_bad_row_is_one_line(row, message):
     with pytest.raises(DataError) as caught:

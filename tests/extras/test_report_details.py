@@ -8,7 +8,7 @@ import pytest
 from conftest import command, read_lines, save_run, tiny_model, tiny_tokenizer, write_rows
 
 import eval as evaluation
-from data import Audit, DataError, examples_of, parse_row
+from data import Audit, examples_of, parse_row
 from eval import Scorer, all_pairs, report, score
 from extras import plots, report_details, toy_world
 from model import RewardModel
@@ -60,7 +60,8 @@ def test_quantiles_and_correlation_agree_with_a_computation_by_hand():
     longer_by = pairs.tokens_chosen - pairs.tokens_rejected
     expected = np.corrcoef(gaps, longer_by)[0, 1]
     assert added["margin_length_correlation"] == pytest.approx(expected)
-    for name, values in (("margin", gaps), ("chosen", pairs.r_chosen), ("rejected", pairs.r_rejected)):
+    all_values = {"margin": gaps, "chosen": pairs.r_chosen, "rejected": pairs.r_rejected}
+    for name, values in all_values.items():
         expected = np.percentile(values, [5, 25, 50, 75, 95]).tolist()
         assert list(added["quantiles"][name].values()) == pytest.approx(expected), name
         assert list(added["quantiles"][name]) == ["p5", "p25", "p50", "p75", "p95"]
@@ -276,30 +277,38 @@ def test_files_that_would_overwrite_each_other_are_refused(run, tmp_path, option
     file = write_rows(tmp_path / "in.jsonl", toy_rows(4))
     before = file.read_text()
     paths = [o if o.startswith("--") else tmp_path / o for o in options]
-    status, _, err = command(evaluation.main, "report", run, "--data", file, *paths)
-    assert status == 2 and err.splitlines()[-1].endswith("each has to be another file"), err
+    status, out, err = command(evaluation.main, "report", run, "--data", file, *paths)
+    assert (status, out, err.count("\n")) == (2, "", 1), "say it before the work, not after it"
+    assert err.endswith("each has to be another file\n")
     assert file.read_text() == before and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("option", ["--output", "--predictions", "--plot"])
+def test_a_file_in_a_folder_that_does_not_exist_is_refused_before_the_work(run, tmp_path, option):
+    file = write_rows(tmp_path / "in.jsonl", toy_rows(2))
+    options = ["--data", file, "--details", option, tmp_path / "nowhere" / "x.png"]
+    status, out, err = command(evaluation.main, "report", run, *options)
+    assert (status, out, err.count("\n")) == (2, "", 1) and "its folder does not exist" in err
 
 
 @pytest.mark.parametrize("plot, files, message", [
     ("x.txt", ["one.jsonl"], "x.txt: not a picture"),
     ("x.png", ["one.jsonl", "two.jsonl"], "--plot draws one file of --data"),
 ])
-def test_a_picture_that_cannot_be_drawn_is_one_line(run, tmp_path, monkeypatch, plot, files, message):
+def test_a_picture_that_cannot_be_drawn_is_one_line(
+    run, tmp_path, monkeypatch, plot, files, message
+):
     monkeypatch.setattr(plots, "pyplot", lambda: None)
     paths = [write_rows(tmp_path / name, toy_rows(2)) for name in files]
     options = ["--data", *paths, "--plot", tmp_path / plot]
-    status, _, err = command(evaluation.main, "report", run, *options)
-    assert status == 2 and message in err.splitlines()[-1], err
+    status, out, err = command(evaluation.main, "report", run, *options)
+    assert (status, out, err.count("\n")) == (2, "", 1) and message in err, err
 
 
 def test_pictures_without_matplotlib_are_one_line(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
     file = write_rows(tmp_path / "in.jsonl", toy_rows(2))
     options = ["--data", file, "--plot", tmp_path / "x.png"]
-    status, _, err = command(evaluation.main, "report", run, *options)
-    message = "eval.py: pictures need matplotlib, an optional extra: pip install matplotlib"
-    assert status == 2 and err.splitlines()[-1] == message
-    assert not (tmp_path / "x.png").exists()
-    with pytest.raises(DataError):
-        plots.check("x.png")
+    status, out, err = command(evaluation.main, "report", run, *options)
+    message = "eval.py: pictures need matplotlib, an optional extra: pip install matplotlib\n"
+    assert (status, out, err) == (2, "", message), "say it before the work, not after it"

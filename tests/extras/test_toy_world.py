@@ -1,4 +1,4 @@
-"""The toy world keeps its promises: noisy labels of a known reward, which length says nothing about.
+"""The toy world keeps its promises: noisy labels of a known reward that does not depend on length.
 
 A model that only counts words can learn manners in it, and cannot learn truth.
 """
