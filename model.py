@@ -16,8 +16,8 @@ opens in transformers as <Family>ForSequenceClassification with one label.
 Contents: the decoder, the reward model with its gather, and how a folder is read.
 
 Shapes: R rows of a batch   S sequences in a row: 1, unless rows are packed (extras/packing.py)
-        T tokens in a row   D hidden_size   I intermediate_size
-        H query heads       K key/value heads       P head_dim
+        N = R · S sequences in all   T tokens in a row   D hidden_size   I intermediate_size
+        H query heads   G key/value heads, each for a group of query heads   P head_dim
 """
 import dataclasses
 import json
@@ -61,6 +61,55 @@ class Config:
     qk_norm: bool = False
     initializer_range: float = 0.02
     config_json: dict = dataclasses.field(default_factory=dict, repr=False)  # for saving it again
+
+
+# ---------------------------------------------------------------- how sequences lie in a batch
+
+
+class Padded:
+    """One sequence a row (S = 1), padded on the right.
+
+    The model asks this object three things: where is the last token of each sequence, which
+    position has each token, and what does a token see. extras/packing.py has another form with
+    the same three methods. There the responses to a prompt share one row.
+    """
+
+    def last(self, attention_mask: Tensor) -> Tensor:
+        """Index of the last valid token of each row: L = Σ mask − 1.  (R, T) -> (R, 1)
+
+        The mask is the only witness of length. To compare ids with the pad id fails wherever the
+        pad is also the end token, which is common: the reward is read one token too early, or in
+        the middle of the prompt.
+        """
+        check_padding(attention_mask)
+        return attention_mask.sum(-1, keepdim=True) - 1
+
+    def positions(self, input_ids: Tensor) -> Tensor:
+        """0, 1, 2, … for the tokens of a row.  (R, T) -> (T,)"""
+        return torch.arange(input_ids.shape[1], device=input_ids.device)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q kᵀ / √P) v, over earlier tokens only.  q (R, H, T, P), k and v (R, G, T, P)"""
+        # No padding mask: pads are on the right, and a causal token never looks right. What the
+        # pads themselves compute is never read. So is_causal alone is exact, and fastest.
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+
+
+def check_padding(attention_mask: Tensor):
+    """Raises: ValueError unless every row of the mask is ones, at least one, and then zeros."""
+    # The trap: with padding on the left, Σ mask − 1 points into the text or at a pad. Training
+    # goes on, and is only worse.
+    mask = attention_mask.bool()
+    empty = ~mask[:, 0]  # (R,)
+    one_after_zero = mask[:, 1:] & ~mask[:, :-1]  # (R, T − 1)
+    if empty.any() | one_after_zero.any():  # not `or`: a GPU is asked once
+        raise ValueError(
+            "attention_mask must be ones then zeros in every row: pad on the right, no empty row"
+        )
+
+
+PADDED = Padded()
 
 
 # ---------------------------------------------------------------- the decoder
@@ -112,14 +161,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention: H query heads share K key/value heads."""
+    """Causal grouped-query attention: H query heads share G key/value heads."""
 
     def __init__(self, config: Config):
         super().__init__()
         c = config
         self.head_dim = c.head_dim
         query_width = c.num_attention_heads * c.head_dim  # H · P
-        key_width = c.num_key_value_heads * c.head_dim  # K · P
+        key_width = c.num_key_value_heads * c.head_dim  # G · P
         self.q_proj = nn.Linear(c.hidden_size, query_width, bias=c.qkv_bias)
         self.k_proj = nn.Linear(c.hidden_size, key_width, bias=c.qkv_bias)
         self.v_proj = nn.Linear(c.hidden_size, key_width, bias=c.qkv_bias)
@@ -127,15 +176,15 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()  # Qwen3
         self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, form: "Padded") -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, form: Padded) -> Tensor:
         """x (R, T, D), rotary tables (T, P) each -> (R, T, D)"""
         R, T, _ = x.shape
         q = self.q_proj(x).view(R, T, -1, self.head_dim)  # (R, T, H, P)
-        k = self.k_proj(x).view(R, T, -1, self.head_dim)  # (R, T, K, P)
-        v = self.v_proj(x).view(R, T, -1, self.head_dim)  # (R, T, K, P)
+        k = self.k_proj(x).view(R, T, -1, self.head_dim)  # (R, T, G, P)
+        v = self.v_proj(x).view(R, T, -1, self.head_dim)  # (R, T, G, P)
         q = self.q_norm(q).transpose(1, 2)  # (R, H, T, P)
-        k = self.k_norm(k).transpose(1, 2)  # (R, K, T, P)
-        v = v.transpose(1, 2)  # (R, K, T, P)
+        k = self.k_norm(k).transpose(1, 2)  # (R, G, T, P)
+        v = v.transpose(1, 2)  # (R, G, T, P)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         mixed = form.attend(q, k, v)  # (R, H, T, P)
         mixed = mixed.transpose(1, 2).reshape(R, T, -1)  # (R, T, H·P)
@@ -167,7 +216,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, form: "Padded") -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, form: Padded) -> Tensor:
         """(R, T, D) -> (R, T, D)"""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, form)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -190,7 +239,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
 
-    def forward(self, input_ids: Tensor, form: "Padded") -> Tensor:
+    def forward(self, input_ids: Tensor, form: Padded) -> Tensor:
         """(R, T) -> (R, T, D)"""
         cos, sin = rotary_tables(self.config, form.positions(input_ids))  # (T, P) each
         # float32, also where the embedding is kept in bfloat16: every layer adds to this sum.
@@ -208,51 +257,6 @@ class Decoder(nn.Module):
 # ---------------------------------------------------------------- the reward model
 
 
-class Padded:
-    """How sequences lie in a batch: one sequence a row (S = 1), padded on the right.
-
-    extras/packing.py has another form with the same three methods. There the responses to a prompt
-    share one row.
-    """
-
-    def last(self, attention_mask: Tensor) -> Tensor:
-        """Index of the last valid token of each row: L = Σ mask − 1.  (R, T) -> (R, 1)
-
-        The mask is the only witness of length. To compare ids with the pad id fails wherever the
-        pad is also the end token, which is common: the reward is read one token too early, or in
-        the middle of the prompt.
-        """
-        last = attention_mask.sum(-1) - 1  # (R,)
-        check_padding(attention_mask, last)
-        return last[:, None]
-
-    def positions(self, input_ids: Tensor) -> Tensor:
-        """0, 1, 2, … for the tokens of a row.  (R, T) -> (T,)"""
-        return torch.arange(input_ids.shape[1], device=input_ids.device)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(q kᵀ / √P) v, over earlier tokens only.  q (R, H, T, P), k and v (R, K, T, P)"""
-        # No padding mask: pads are on the right, and a causal token never looks right. What the
-        # pads themselves compute is never read. So is_causal alone is exact, and fastest.
-        grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-
-
-PADDED = Padded()
-
-
-def check_padding(attention_mask: Tensor, last: Tensor):
-    """Raises: ValueError unless every row of the mask is ones, at least one, and then zeros."""
-    # The trap: with padding on the left, Σ mask − 1 points into the text or at a pad. Training
-    # goes on, and is only worse.
-    index = torch.arange(attention_mask.shape[1], device=attention_mask.device)  # (T,)
-    expected = index <= last[:, None]  # (R, T)
-    if (attention_mask.bool() != expected).any() | (last < 0).any():
-        raise ValueError(
-            "attention_mask must be ones then zeros in every row: pad on the right, no empty row"
-        )
-
-
 class RewardModel(nn.Module):
     """A decoder and a value head: token ids (R, T) -> one reward for each sequence, in nats."""
 
@@ -261,7 +265,7 @@ class RewardModel(nn.Module):
         self.config = config
         self.folder: Path | None = None  # where it was loaded from; its tokenizer is there too
         self.head_origin = "new"
-        self.base = ""  # a hash of the frozen weights' files, where there are some (extras/lora.py)
+        self.base = ""  # a hash of the files that frozen weights come from (extras/lora.py)
         self.model = Decoder(config)
         self.score = nn.Linear(config.hidden_size, 1)
 
@@ -271,10 +275,10 @@ class RewardModel(nn.Module):
         A sequence has the same reward alone and in any batch, up to float rounding.
 
         Args:    input_ids, attention_mask: (R, T). What input_ids holds at pads does not matter.
-        Returns: (R·S,) float32.
+        Returns: (N,) float32.
         Raises:  ValueError on a mask that is not ones, then zeros.
         """
-        last = form.last(attention_mask)  # (R, S)
+        last = form.last(attention_mask)  # (R, S) attention_mask.sum(-1) − 1
         hidden = self.model(input_ids, form)  # (R, T, D)
         index = last[..., None].expand(-1, -1, hidden.shape[-1])  # (R, S, D)
         last_hidden = torch.gather(hidden, 1, index)  # (R, S, D) the states at the last tokens
@@ -282,7 +286,7 @@ class RewardModel(nn.Module):
         # bfloat16 a reward of 5 has steps of 0.03, and close pairs would tie.
         with torch.autocast(hidden.device.type, enabled=False):
             rewards = self.score(last_hidden.float())  # (R, S, 1)
-        return rewards.flatten()  # (R·S,)
+        return rewards.flatten()  # (N,)
 
     def init_head(self):
         """A new value head: weights N(0, 1/(D+1)), bias 0 (Stiennon et al. 2020).
@@ -368,9 +372,6 @@ def open_model(name: str | Path, fresh_head: bool = False) -> RewardModel:
     there is none, fresh_head makes a new one, to train it. Without fresh_head that is an error,
     because a random head gives plausible rewards that mean nothing.
 
-    This is the one door from model.py to extras/: to the hub, other decoders, other rope rules,
-    and the names that other projects give to the head.
-
     Raises: CheckpointError on anything missing, unexpected, of a wrong shape, or not supported.
     """
     folder = Path(name)
@@ -378,6 +379,25 @@ def open_model(name: str | Path, fresh_head: bool = False) -> RewardModel:
         from extras import hub
 
         folder = hub.model_folder(str(name))
+    model = empty_model(folder)
+    state = read_tensors(folder)
+    if state.keys() - model.state_dict().keys():  # other projects give the head other names
+        from extras import checkpoint_formats
+
+        state = checkpoint_formats.translate(state, model.config.config_json, folder)
+    model.init_head()  # what the folder does not have stays: a new head, or a bias of 0
+    load(model, state, folder)
+    if "score.weight" in state:
+        model.head_origin = "kept"
+    elif not fresh_head:
+        raise CheckpointError(f"{folder}: a language model without a reward head (score.weight)")
+    model.score.float()  # the head computes in float32, whatever the type of its file
+    model.folder = folder
+    return model
+
+
+def empty_model(folder: Path) -> RewardModel:
+    """The model that config.json describes: names and shapes, and no numbers yet."""
     where = str(folder / "config.json")
     config_json = read_json(folder / "config.json")
     if rope_type(config_json) != "default":
@@ -386,28 +406,12 @@ def open_model(name: str | Path, fresh_head: bool = False) -> RewardModel:
         ROPE_RULES.update(rope_scaling.ROPE_RULES)
         ROPE_NUMBERS.update(rope_scaling.ROPE_NUMBERS)
         config_json = rope_scaling.fill_in(config_json)
-    with torch.device("meta"):  # names and shapes without memory: the numbers come from the files
+    with torch.device("meta"):
         if config_json.get("model_type") in list(FAMILIES):
-            model = RewardModel(read_config(config_json, where))
-        else:
-            from extras import families
+            return RewardModel(read_config(config_json, where))
+        from extras import families
 
-            model = families.build(config_json, where)
-
-    state = read_tensors(folder)
-    if state.keys() - model.state_dict().keys():
-        from extras import checkpoint_formats
-
-        state = checkpoint_formats.translate(state, config_json, folder)
-    model.init_head()  # what the folder does not have stays: a new head, or a bias of 0
-    load(model, state, folder)
-    if "score.weight" in state:
-        model.head_origin = "kept"
-    elif not fresh_head:
-        raise CheckpointError(f"{folder}: a language model without a reward head (score.weight)")
-    model.score.float()  # the head computes in float32, even where its bias is not trained
-    model.folder = folder
-    return model
+        return families.build(config_json, where)
 
 
 def load(model: RewardModel, state: dict[str, Tensor], folder: Path):
@@ -474,7 +478,7 @@ CLASS_NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3"
 # The numbers that every config has to give, and settings that have only one value here.
 NEEDED = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "rms_norm_eps",
+    "num_key_value_heads", "head_dim",
 )
 ONLY = {"hidden_act": "silu", "partial_rotary_factor": 1, "quantization_config": None}
 ROPE_NUMBERS = {"default": ()}  # what each rope rule needs besides rope_theta
@@ -486,7 +490,7 @@ def read_config(config_json: dict, where: str = "config.json") -> Config:
     Raises: CheckpointError naming the key that is missing, or that this decoder does not compute.
     """
     family = config_json.get("model_type")
-    if family not in list(FAMILIES):
+    if family not in list(FAMILIES):  # a list: JSON may hold an object here, which has no hash
         known = ", ".join(FAMILIES)
         raise CheckpointError(f"{where}: model_type {family!r} is not one of {known}")
     for key, only in ONLY.items():
@@ -510,6 +514,7 @@ def read_config(config_json: dict, where: str = "config.json") -> Config:
         values[rule] = config_json.get(decides, False) if isinstance(decides, str) else decides
     return Config(
         model_type=family,
+        rms_norm_eps=positive_number(config_json, "rms_norm_eps", where, (int, float)),
         rope=read_rope(config_json, where),
         max_length=longest_text(config_json, where),
         initializer_range=config_json.get("initializer_range", 0.02),
@@ -546,9 +551,10 @@ def read_rope(config_json: dict, where: str) -> dict:
         rope.pop("partial_rotary_factor", None)
     numbers = ("rope_theta", *ROPE_NUMBERS[kind])
     for key in numbers:
-        positive_number(rope, key, where)
-    for key in rope.keys() - {"rope_type", *numbers}:
-        raise CheckpointError(f"{where}: rope setting {key!r} is not computed here")
+        positive_number(rope, key, where, (int, float))
+    unknown = sorted(rope.keys() - {"rope_type", *numbers})
+    if unknown:
+        raise CheckpointError(f"{where}: rope setting {unknown[0]!r} is not computed here")
     return rope | {"rope_type": kind}
 
 
@@ -566,14 +572,12 @@ def rope_settings(config_json: dict) -> dict:
     return rope
 
 
-def positive_number(source: dict, key: str, where: str):
-    """source[key].  Raises: CheckpointError unless it is there and a number above 0."""
+def positive_number(source: dict, key: str, where: str, kind=int):
+    """source[key].  Raises: CheckpointError unless it is a number of this kind, above 0."""
     value = source.get(key)
     if value is None:
         raise CheckpointError(f"{where}: no {key}; refusing to guess")
-    whole_number = key in NEEDED[:-1] or key in ("max_position_embeddings", "sliding_window")
-    is_number = isinstance(value, int if whole_number else (int, float))
-    if isinstance(value, bool) or not is_number or not 0 < value < 2**40:
+    if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < 2**40:
         raise CheckpointError(f"{where}: {key} is {value!r}, not a usable number above 0")
     return value
 

@@ -35,13 +35,15 @@ layers to ordinary training; with --lora-rank, the first N layers have no factor
 When the model is saved, W + (α/r) B A takes the place of W, and nothing shows that LoRA was used.
 tests/extras/test_lora.py proves that the rewards stay the same.
 """
+import hashlib
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import CheckpointError, RewardModel, whole
+from model import CheckpointError, RewardModel, weight_files, whole
 
 SCALE = 2.0  # α/r
 
@@ -59,6 +61,8 @@ def train_less(model: RewardModel, frozen_layers: int, lora_rank: int) -> None:
     """
     layers = model.model.layers
     check_layers(len(layers), frozen_layers, lora_rank)
+    if model.folder:
+        model.base = hash_of_files(model.folder)
     model.model.embed_tokens.requires_grad_(False)
     for layer in layers[:frozen_layers]:
         freeze(layer)
@@ -67,6 +71,22 @@ def train_less(model: RewardModel, frozen_layers: int, lora_rank: int) -> None:
             freeze(layer)
             add_factors(layer, lora_rank)
         model.model.norm.requires_grad_(False)
+
+
+def hash_of_files(folder: Path) -> str:
+    """Tells one base model from another. A checkpoint holds only what is trained, and a run that
+    is resumed reads the rest from these files again.
+
+    Sizes, and the first and last megabyte of each file: a whole model may be 16 GB.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in weight_files(folder):
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            digest.update(f"{path.name} {size}".encode() + file.read(2**20))
+            file.seek(max(0, size - 2**20))
+            digest.update(file.read())
+    return digest.hexdigest()
 
 
 def check_layers(layers: int, frozen_layers: int, lora_rank: int) -> None:

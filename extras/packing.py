@@ -32,8 +32,8 @@ this form for pairs, with the picture above as a mask.
 Turned on by --pack. tests/extras/test_packing.py shows that rewards and gradients are those of the
 padded form.
 
-Shapes: as in model.py. Here R = 1: one row of T tokens, and S sequences in it. K is the number of
-        responses of an example; only in the shapes of attention it is that of key/value heads.
+Shapes: as in model.py. Here R = 1: one row of T tokens, and S sequences in it. K responses of an
+        example.
 """
 import dataclasses
 from typing import NamedTuple
@@ -137,7 +137,7 @@ class Packed:
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """softmax(q kᵀ / √P) v, over the prompt and the own response, up to each token.
 
-        q (1, H, T, P), k and v (1, K, T, P) -> (1, H, T, P)
+        q (1, H, T, P), k and v (1, G, T, P) -> (1, H, T, P)
         """
         tokens = [piece.tokens for piece in self.pieces]
         queries = q.split(tokens, dim=2)  # a view of (1, H, tokens, P) for each piece
@@ -173,7 +173,7 @@ def with_prompt(prompt: int, first: Tensor, own: Tensor) -> Tensor:
 
 
 def attend_piece(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """One call of the kernel.  q (1, H, tokens, P), k and v (1, K, seen, P)"""
+    """One call of the kernel.  q (1, H, tokens, P), k and v (1, G, seen, P)"""
     if mask is None:
         # The last query sees all keys, the one before it all but the last, and so on. The fast
         # kernels of a GPU have a flag for this.
