@@ -491,53 +491,57 @@ class Example(NamedTuple):
         return pairs
 
 
+class LeftOut(Exception):
+    """A row that nothing can be learned from. The text is one of REASONS."""
+
+
 def examples_of(rows, tokenizer, max_length, audit, skip_bad_rows=False):
     """Rows -> examples to learn from or to evaluate on. The audit counts every row.
 
     Raises: DataError at a row that nothing orders, or that the chat template refuses; with
             skip_bad_rows the audit counts it instead.
     """
+    # delay, leave: a bar for long work only. disable=None: on a terminal only.
     for row in tqdm(rows, "tokenizing", unit=" rows", delay=3, leave=False, disable=None):
         try:
-            example, reason = example_of(row, tokenizer, max_length)
+            example = example_of(row, tokenizer, max_length)
+        except LeftOut as reason:
+            audit.left_out[str(reason)] += 1
         except DataError:
             if not skip_bad_rows:
                 raise
-            reason = "refused by the template" if row.scores else "malformed"
-        if reason:
-            audit.left_out[reason] += 1
+            audit.left_out["refused by the template" if row.scores else "malformed"] += 1
         else:
             audit.add(example)
             yield example
 
 
 def example_of(row, tokenizer, max_length):
-    """(example, None), or (None, why nothing can be learned from this row)."""
+    """A row to learn from -> Example.  Raises: LeftOut where nothing can be learned from it."""
     if len(row.scores) < 2:
         raise DataError(f"{row.where}: no field 'scores' or 'ranks' for two responses or more")
-    example, reason = tokenise(row, tokenizer, max_length)
-    if reason:
-        return None, reason
-    if not example.pairs():
-        return None, "all tied"
-    for better, worse in example.pairs():
+    example = tokenise(row, tokenizer, max_length)
+    pairs = example.pairs()
+    if not pairs:
+        raise LeftOut("all tied")
+    for better, worse in pairs:
         if np.array_equal(example.sequences[better], example.sequences[worse]):
-            return None, "identical responses"
-    return example, None
+            raise LeftOut("identical responses")
+    return example
 
 
 def tokenise(row, tokenizer, max_length):
-    """(example, None), or (None, why it has no sequences). Scoring and ranking need no more."""
+    """Row -> Example. Scoring and ranking need no more.  Raises: LeftOut."""
     for response in row.responses:
         if not response or not response[-1]["content"].strip():
-            return None, "empty response"
+            raise LeftOut("empty response")
     sequences, start = tokenizer.encode_row(row)
     fitted = tokenizer.shorten(sequences, start, max_length)
     if fitted is None:
-        return None, "too long"
-    sequences, shorter = fitted
-    known = {"margin": row.margin, "gold": row.gold, "prompt": prompt_hash(row), "row": row}
-    return Example(sequences, row.scores, shorter, shortened=shorter < start, **known), None
+        raise LeftOut("too long")
+    prompt, shortened = prompt_hash(row), fitted[1] < start
+    sequences, start = fitted
+    return Example(sequences, row.scores, start, row.margin, row.gold, prompt, row, shortened)
 
 
 REASONS = ("malformed", "refused by the template", "empty response", "all tied",
@@ -609,37 +613,51 @@ def describe_audit(name, audit):
 
 # ---------------------------------------------------------------- tokens in the run folder
 
-# One record for each row and for each sequence.
-ROW = np.dtype([("first_sequence", "i8"), ("sequences", "i8"), ("start", "i8"), ("margin", "f8"),
-                ("prompt", "u8"), ("held_out", "i8")])
-SEQUENCE = np.dtype([("first_token", "i8"), ("tokens", "i8"), ("score", "f8"), ("gold", "f8")])
+# What is known of each sequence, beside its ids.
+RECORD = np.dtype([
+    ("row", "i8"),  # the number of its row: 0, 1, …
+    ("first", "i8"),  # where its ids begin in ids.bin
+    ("tokens", "i8"),
+    ("start", "i8"),  # where its response begins
+    ("score", "f8"),
+    ("margin", "f8"),
+    ("gold", "f8"),  # NaN where it is not known
+    ("prompt", "u8"),
+    ("held_out", "?"),
+])
 
 
 def write_tokens(folder, train, held_out):
     """Write examples into a folder, to be mapped into memory: 4 bytes a token.
 
-    ids.bin has the ids of all sequences, one after the other. rows.txt says where rows come from.
+    ids.bin has the ids of all sequences, one after the other; records.bin has a RECORD for each;
+    rows.txt says where each row comes from.
     """
-    first_token = first_sequence = 0
+    row = first = 0
     with (
         open(folder / "ids.bin", "wb") as ids,
-        open(folder / "sequences.bin", "wb") as sequences,
-        open(folder / "rows.bin", "wb") as rows,
+        open(folder / "records.bin", "wb") as records,
         open(folder / "rows.txt", "w", encoding="utf-8") as origins,
     ):
-        for is_held_out, examples in enumerate((train, held_out)):
+        for is_held_out, examples in ((False, train), (True, held_out)):
             for example in examples:
-                count = len(example.sequences)
-                known = (example.start, example.margin, example.prompt, is_held_out)
-                rows.write(np.array((first_sequence, count, *known), ROW).tobytes())
-                origins.write(example.row.where + "\n")
-                first_sequence += count
-                gold = example.gold or [math.nan] * count
-                for sequence, score, truth in zip(example.sequences, example.scores, gold):
-                    record = (first_token, len(sequence), score, truth)
-                    sequences.write(np.array(record, SEQUENCE).tobytes())
+                for record in records_of(example, row, first, is_held_out):
+                    records.write(record.tobytes())
+                for sequence in example.sequences:
                     ids.write(sequence.tobytes())
-                    first_token += len(sequence)
+                    first += len(sequence)
+                origins.write(example.row.where + "\n")
+                row += 1
+
+
+def records_of(example, row, first, is_held_out):
+    """A RECORD for each sequence of an example."""
+    gold = example.gold or [math.nan] * len(example.sequences)
+    for sequence, score, truth in zip(example.sequences, example.scores, gold):
+        place = (row, first, len(sequence), example.start)
+        known = (score, example.margin, truth, example.prompt, is_held_out)
+        yield np.array(place + known, RECORD)
+        first += len(sequence)
 
 
 class Examples:
@@ -648,27 +666,32 @@ class Examples:
     def __init__(self, folder):
         self.folder = folder
         self.ids = np.memmap(folder / "ids.bin", np.int32, "r")
-        self.rows = np.fromfile(folder / "rows.bin", ROW)
-        self.sequences = np.fromfile(folder / "sequences.bin", SEQUENCE)
-        if len(self.ids) != self.sequences["tokens"].sum():
+        self.records = np.fromfile(folder / "records.bin", RECORD)
+        tokens = self.records["tokens"]
+        if len(self.ids) != tokens.sum():
             raise DataError(f"{folder}: ids.bin is damaged; delete the folder")
-        # Tokens of the longest sequence of each row.
-        self.lengths = np.maximum.reduceat(self.sequences["tokens"], self.rows["first_sequence"])
+        _, self.begins = np.unique(self.records["row"], return_index=True)
+        self.ends = np.append(self.begins[1:], len(tokens))
+        self.lengths = np.maximum.reduceat(tokens, self.begins)  # of the longest sequence of a row
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.begins)
 
     def __getitem__(self, number):
-        row = self.rows[number]
-        records = self.sequences[row["first_sequence"] :][: row["sequences"]]
-        sequences = [self.ids[r["first_token"] :][: r["tokens"]] for r in records]
-        gold = [] if np.isnan(records["gold"]).any() else records["gold"].tolist()
-        start, margin, prompt = row[["start", "margin", "prompt"]].item()
+        records = self.records[self.begins[number] : self.ends[number]]
+        sequences = []
+        for record in records:
+            first = record["first"]
+            sequences.append(self.ids[first : first + record["tokens"]])
+        gold = records["gold"].tolist()
+        if math.isnan(gold[0]):
+            gold = []
+        start, margin, prompt = (records[0][key].item() for key in ("start", "margin", "prompt"))
         return Example(sequences, records["score"].tolist(), start, margin, gold, prompt)
 
     def numbers(self, held_out):
         """The numbers of the rows to train on, or of those that are held out."""
-        return np.flatnonzero(self.rows["held_out"] == held_out)
+        return np.flatnonzero(self.records["held_out"][self.begins] == held_out)
 
     def where(self, numbers):
         """ "file:line" of these rows."""
@@ -689,7 +712,8 @@ def rows_of_step(rows, step, batch_size, seed):
     steps = math.ceil(len(rows) / batch_size)  # of an epoch
     epoch, step_of_epoch = divmod(step, steps)
     order = epoch_order(len(rows), seed, epoch)
-    first, end = step_of_epoch * len(rows) // steps, (step_of_epoch + 1) * len(rows) // steps
+    first = step_of_epoch * len(rows) // steps
+    end = (step_of_epoch + 1) * len(rows) // steps
     return rows[order[first:end]]
 
 

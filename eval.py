@@ -15,7 +15,7 @@ From Python:  model = RewardModel.from_pretrained("runs/toy")
 A reward is in nats and has no zero point. Only the difference of two responses to the SAME prompt
 means something: the log-odds that the first one is preferred, P = σ(r_1 − r_2).
 
-Shapes: K responses of an example   B pairs   S sequences in all
+Shapes: K responses of an example   B pairs   N sequences in all
 Exit status: 0; 2 for invalid input, which one line names; 130 after Ctrl-C.
 """
 import argparse
@@ -34,7 +34,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from data import (
-    Audit, DataError, Tokenizer, batch_function, describe_audit, examples_of, json_rows,
+    Audit, DataError, LeftOut, Tokenizer, batch_function, describe_audit, examples_of, json_rows,
     parse_lines, parse_row, read_rows, tokenise,
 )
 from loss import bradley_terry_loss, pairwise_correct
@@ -60,7 +60,7 @@ def score_examples(model, examples, make_batch, pad_id, dtype=None):
         rank, ranks = dist.get_rank(), dist.get_world_size()
     device = model.score.weight.device
     counts = [len(example.sequences) for example in examples]
-    rewards = torch.zeros(sum(counts), device=device)  # (S,)
+    rewards = torch.zeros(sum(counts), device=device)  # (N,)
     batches = batches_by_length(examples)
     for turn in range(0, len(batches), ranks):
         # All processes make equally many passes: a sharded model is put together in each of them.
@@ -80,7 +80,7 @@ def score_examples(model, examples, make_batch, pad_id, dtype=None):
 def batches_by_length(examples):
     """Batches of sequences of similar length, so that there is little padding; the longest first.
 
-    Each is examples, or parts of them, and the positions of their sequences among all S.
+    Each is examples, or parts of them, and the positions of their sequences among all N.
     """
     numbered, position = [], 0
     for example in examples:
@@ -128,8 +128,7 @@ def all_pairs(rewards, examples):
         gold = example.gold or [math.nan] * len(tokens)
         prompt = example.prompt % 2**53  # as much of the hash as float64 holds
         for i, j in example.pairs():
-            rewards_and_tokens = (r[i], r[j], tokens[i], tokens[j])
-            records.append((*rewards_and_tokens, gold[i], gold[j], prompt, row))
+            records.append((r[i], r[j], tokens[i], tokens[j], gold[i], gold[j], prompt, row))
     return Pairs(*np.array(records, dtype=np.float64).T)
 
 
@@ -178,13 +177,12 @@ def accuracy_figures(pairs):
         "accuracy_where_chosen_is_shorter": float(misled.mean()) if len(misled) else None,
         "ties": int((correct == 0.5).sum()),
         "loss": losses.double().mean().item(),
-        "loss_of_a_coin": math.log(2),
     }
 
 
 def reward_figures(pairs, rewards, examples):
     """Where the rewards are, in nats. A response that is in several pairs counts once."""
-    each = np.concatenate(rewards).astype(np.float64)  # (S,)
+    each = np.concatenate(rewards).astype(np.float64)  # (N,)
     tokens = []
     for example in examples:
         tokens += map(len, example.sequences)
@@ -240,10 +238,13 @@ def calibration(gaps, bins=10):
     table, ece = [], 0.0
     for b in np.unique(bin_of):
         inside = bin_of == b
-        line = {"from": float(edges[b]), "to": float(edges[b + 1])}
-        line["pairs"] = int(inside.sum())
-        line["confidence"] = float(confidence[inside].mean())
-        line["accuracy"] = float(correct[inside].mean())
+        line = {
+            "from": float(edges[b]),
+            "to": float(edges[b + 1]),
+            "pairs": int(inside.sum()),
+            "confidence": float(confidence[inside].mean()),
+            "accuracy": float(correct[inside].mean()),
+        }
         table.append(line)
         ece += inside.mean() * abs(line["accuracy"] - line["confidence"])
     return {"ece": float(ece), "temperature": best_temperature(gaps), "table": table}
@@ -323,9 +324,10 @@ class Scorer:
             from extras import raw_texts
 
             return raw_texts.example(self, raw, where)
-        example, reason = tokenise(parse_row(raw, where), self.tokenizer, self.max_length)
-        if reason:
-            raise DataError(f"{where}: {reason} (--max-length {self.max_length})")
+        try:
+            example = tokenise(parse_row(raw, where), self.tokenizer, self.max_length)
+        except LeftOut as reason:
+            raise DataError(f"{where}: {reason} (--max-length {self.max_length})") from None
         self.shortened += example.shortened
         check_ids(example.sequences, self.model, where)
         return example
@@ -351,7 +353,9 @@ def score(model, rows, tokenizer=None):
     Without a tokenizer, that of the folder is read that the model was loaded from.
     """
     scorer = Scorer(model, tokenizer)
-    examples = [scorer.example(row, f"row {i}") for i, row in enumerate(rows, 1)]
+    examples = []
+    for number, row in enumerate(rows, 1):
+        examples.append(scorer.example(row, f"row {number}"))
     return [float(rewards[0]) for rewards in scorer.rewards(examples)]
 
 
@@ -410,7 +414,8 @@ def command_report(args, scorer):
         results.append(about | figures)
     if args.output:
         value = results if len(results) > 1 else results[0]
-        Path(args.output).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+        text = json.dumps(value, indent=2) + "\n"
+        Path(args.output).write_text(text, "utf-8")
 
 
 def command_score(args, scorer):
@@ -423,7 +428,8 @@ def command_score(args, scorer):
             ids = example.sequences[0]
             last = int(ids[-1])
             token = scorer.tokenizer.backend.id_to_token(last)
-            row["scored_token"] = {"position": len(ids) - 1, "id": last, "token": token}
+            position = len(ids) - 1
+            row["scored_token"] = {"position": position, "id": last, "token": token}
         print(json.dumps(row))
 
 

@@ -213,13 +213,15 @@ def write_data(args, output, tokenizer, max_length):
         if not summaries[name]["kept"]:
             raise DataError(f"no pairs left in the {name} data; the audit above says why")
 
-    with replacing(output / "tokens") as folder:
-        folder.mkdir()
-        write_tokens(folder, encoded("train", False), encoded("held out", True))
-        (folder / "audit.json").write_text(json.dumps(summaries, indent=2) + "\n", "utf-8")
     with replacing(output / "held_out.jsonl") as path, open(path, "w", encoding="utf-8") as file:
         for row in split_rows(args, held_out=True):
             file.write(json.dumps(row.raw) + "\n")
+    warning = "A run of train_rm.py. tokens/ and held_out.jsonl hold the texts of its data.\n"
+    (output / "README.md").write_text(warning, "utf-8")
+    with replacing(output / "tokens") as folder:  # last: where it is, the rest is complete
+        folder.mkdir()
+        write_tokens(folder, encoded("train", False), encoded("held out", True))
+        (folder / "audit.json").write_text(json.dumps(summaries, indent=2) + "\n", "utf-8")
 
 
 def earlier_run(args):
@@ -594,10 +596,14 @@ def save_checkpoint(args, step, model, optimizer, scaler, since_log):
     tensors = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # All processes ask for whole tensors: sharded ones are put together by all of them.
-            tensors[name] = whole(parameter.detach()).cpu()
+            state = {name: parameter.detach()}
             for key, value in optimizer.state[parameter].items():
-                tensors[f"{name}/{key}"] = whole(value).cpu()
+                state[f"{name}/{key}"] = value
+            for key, value in state.items():
+                # All processes ask for whole tensors: sharded ones are put together by all of them.
+                value = whole(value)
+                if world()[0] == 0:  # one copy in memory, not one for each process
+                    tensors[key] = value.cpu()
     state = {"step": step, "since_log": since_log, "base": model.base}
     state["scaler"] = scaler.state_dict()
     if world()[0] == 0:
@@ -651,12 +657,14 @@ def save_model(output, model, tokenizer, max_length):
 
 def add_files(output, write):
     """write(folder) makes some files. They are moved into the run folder when all are complete."""
-    with replacing(output / "new") as folder:
-        folder.mkdir()
-        write(folder)
-    for file in sorted((output / "new").iterdir()):  # config.json before the weights
-        os.replace(file, output / file.name)
-    (output / "new").rmdir()
+    folder = output / "new"
+    remove(folder)  # of a killed run
+    folder.mkdir()
+    write(folder)
+    for file in sorted(folder.iterdir()):  # config.json before the weights
+        with replacing(output / file.name) as path:
+            file.rename(path)
+    folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -790,31 +798,29 @@ def run(args):
 
 
 # What a start leaves that failed before its data were read.
-AT_START = {"options.json", "README.md", "toy.jsonl", "tokenizer.json", "tokenizer_config.json"}
+AT_START = {"options.json", "README.md", "toy.jsonl", "tokenizer.json", "tokenizer_config.json",
+            "held_out.jsonl", "new"}
 
 
 def open_run_folder(args, output):
     """Make the run folder and write options.json. An earlier run there is moved, never lost."""
-    there = {path.name for path in output.iterdir()} if output.exists() else set()
+    output.mkdir(parents=True, exist_ok=True)
+    there = {path.name for path in output.iterdir() if path.suffix != ".tmp"}
     if there and "options.json" not in there:
         raise DataError(f"--output {output}: holds files that are not a run's; choose a new folder")
-    if there and there <= AT_START:
-        remove(output)
-    elif there:
+    if there - AT_START:
         number = 1
         while output.with_name(f"{output.name}.{number}").exists():
             number += 1
         output.rename(output.with_name(f"{output.name}.{number}"))
         say(f"an earlier run was in {output}; it is now in {output}.{number}")
-    output.mkdir(parents=True, exist_ok=True)
+        output.mkdir()
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("numpy", "safetensors", "tokenizers"):
         versions[name] = importlib.metadata.version(name)
     about = {"options": vars(args) | {"device": str(args.device)}, "versions": versions}
     with replacing(output / "options.json") as path:
         path.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
-    warning = "A run of train_rm.py. tokens/ and held_out.jsonl hold the texts of its data.\n"
-    (output / "README.md").write_text(warning, "utf-8")
 
 
 def main(argv=None):

@@ -88,7 +88,6 @@ def test_every_figure_agrees_with_a_computation_by_hand():
         "accuracy": accuracy_of(gaps).mean(),
         "ties": 1,
         "loss": np.logaddexp(0, -gaps).mean(),
-        "loss_of_a_coin": math.log(2),
         "longer_wins_accuracy": accuracy_of(longer).mean(),
         "pairs_where_chosen_is_shorter": len(shorter_chosen),
         "accuracy_where_chosen_is_shorter": shorter_chosen.mean(),
