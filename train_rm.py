@@ -114,14 +114,18 @@ def parse_options(argv=None):
 
 def defaults_of(args):
     """The defaults that depend on other options."""
-    defaults = {"batch_size": 16, "epochs": 2.0, "eval_fraction": 1 / 6, "output": "runs/toy"}
+    name = "toy"
     if args.data:
         source = Path(args.data[0]).absolute()
         name = f"{source.parent.name}-{source.name.split('.')[0]}"
-        defaults = {"batch_size": 64, "epochs": 1.0, "eval_fraction": 0.1, "output": f"runs/{name}"}
-    if args.lora_rank:
-        return defaults | {"lr": 1e-4}
-    return defaults | {"lr": 1e-5 if args.model else 1e-3}
+    lr = 1e-5 if args.model else 1e-3
+    return {
+        "batch_size": 64 if args.data else 16,
+        "epochs": 1.0 if args.data else 2.0,
+        "eval_fraction": 0.1 if args.data else 1 / 6,
+        "lr": 1e-4 if args.lora_rank else lr,
+        "output": f"runs/{name}",
+    }
 
 
 # What says only where and how a run computes. It may be given again with --resume.
@@ -202,26 +206,26 @@ def write_data(args, output, tokenizer, max_length):
     """Rows -> tokens/ and held_out.jsonl in the run folder, and the audit on the terminal."""
     if earlier_run(args) or (output / "tokens").exists():
         return
-    summaries = {}
-
-    def encoded(name, held_out):
-        audit = Audit()
-        rows = split_rows(args, held_out, audit)
-        yield from examples_of(rows, tokenizer, max_length, audit, args.skip_bad_rows)
-        summaries[name] = audit.summary()
-        say(describe_audit(name, summaries[name]))
-        if not summaries[name]["kept"]:
-            raise DataError(f"no pairs left in the {name} data; the audit above says why")
-
     with replacing(output / "held_out.jsonl") as path, open(path, "w", encoding="utf-8") as file:
         for row in split_rows(args, held_out=True):
             file.write(json.dumps(row.raw) + "\n")
     warning = "A run of train_rm.py. tokens/ and held_out.jsonl hold the texts of its data.\n"
     (output / "README.md").write_text(warning, "utf-8")
+
+    audits = {"train": Audit(), "held out": Audit()}
+    sides = []
+    for name, audit in audits.items():
+        rows = split_rows(args, name == "held out", audit)
+        sides.append(examples_of(rows, tokenizer, max_length, audit, args.skip_bad_rows))
     with replacing(output / "tokens") as folder:  # last: where it is, the rest is complete
         folder.mkdir()
-        write_tokens(folder, encoded("train", False), encoded("held out", True))
-        (folder / "audit.json").write_text(json.dumps(summaries, indent=2) + "\n", "utf-8")
+        write_tokens(folder, *sides)  # here the rows are read, a row at a time
+        for name, audit in audits.items():
+            audits[name] = audit.summary()
+            say(describe_audit(name, audits[name]))
+            if not audits[name]["kept"]:
+                raise DataError(f"no pairs left in the {name} data; the audit above says why")
+        (folder / "audit.json").write_text(json.dumps(audits, indent=2) + "\n", "utf-8")
 
 
 def earlier_run(args):
@@ -281,7 +285,7 @@ def build_model(args, output):
 def prepare(model, args, examples):
     """Decide what is trained and how it is computed, and bring the weights to the device.
 
-    This is the door from train_rm.py to the extras that change how a model is trained.
+    With `place` this is the door from train_rm.py to the extras that change how a model is trained.
     """
     # The bias cancels in every difference. Its gradient is rounding noise, of which Adam would
     # make steps of size lr. So it is trained only where the centering penalty gives it a gradient.
@@ -295,16 +299,26 @@ def prepare(model, args, examples):
         from extras import used_rows
 
         used_rows.train_only(model, examples.ids)
-    if args.shard:
-        from extras import sharding
-
-        sharding.shard(model, args.device, autocast_dtype(args))
-    else:
-        model.take_weights(args.device)
+    place(model, args, autocast_dtype(args))
     if args.compile:
         from extras import compiling
 
         compiling.compile_layers(model)
+
+
+def place(model, args, dtype=None):
+    """Bring the weights to the device: all of them, or with --shard this process's share."""
+    if args.shard:
+        from extras import sharding
+
+        sharding.shard(model, args.device, dtype)
+    else:
+        model.take_weights(args.device)
+
+
+def trained(model):
+    """(name, parameter) of all that is trained."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def make_optimizer(model, args):
@@ -313,9 +327,11 @@ def make_optimizer(model, args):
     To pull the weight of a norm to 0 serves nothing, and a bias has no size to limit.
     """
     matrices, vectors = [], []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (matrices if parameter.ndim >= 2 else vectors).append(parameter)
+    for _, parameter in trained(model):
+        if parameter.ndim >= 2:
+            matrices.append(parameter)
+        else:
+            vectors.append(parameter)
     groups = [
         {"params": matrices, "weight_decay": args.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -356,7 +372,7 @@ def train(args, model, tokenizer, examples):
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.fp16)  # else it does nothing
     start, since_log = load_checkpoint(args, model, optimizer, scaler)
     parallel = model
-    if world()[1] > 1 and not args.shard:
+    if processes() > 1 and not args.shard:
         parallel = DistributedDataParallel(model, forward_sync_buffers=False)
 
     with stop_signals() as received, Progress(output, start, total) as progress:
@@ -375,26 +391,24 @@ def train(args, model, tokenizer, examples):
             scaler.unscale_(optimizer)  # before clipping: the limit is on the true gradient
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             means["grad_norm"] = whole(norm).item()
-            try:
-                update(optimizer, scaler, means, args)
-            except DataError as e:
+            if is_broken(means, args):
                 save_checkpoint(args, step, model, optimizer, scaler, since_log)
-                named = ", ".join(examples.where(of_step[:8]))
-                raise DataError(f"step {step + 1} is not taken: {e}. Its rows: {named}") from None
-            optimizer.zero_grad(set_to_none=True)
+                raise DataError(broken_step(step, means, examples.where(of_step[:8])))
+            update(optimizer, scaler, means["grad_norm"])
+            optimizer.zero_grad()
 
             # 4. Write down the means since the last line.
             done = step + 1
             since_log.append(means)
-            progress.step(len(of_step))
+            progress.log_step(len(of_step))
             if done % LOGGING_STEPS == 0 or done == total:
-                progress.means(done, done / steps_per_epoch, lr, since_log)
+                progress.log_means(done, done / steps_per_epoch, lr, since_log)
                 since_log = []
 
             # 5. Now and then: how good is the model on prompts that it does not train on?
             if done % eval_steps == 0 and done < total:
-                dtype = autocast_dtype(args)
-                progress.evaluation(done, evaluate(args, model, tokenizer, examples, dtype))
+                figures = evaluate(args, model, tokenizer, examples, autocast_dtype(args))
+                progress.log_evaluation(done, figures)
 
             # 6. Save. All processes stop at the same step, or one would wait for the others.
             stopping = asked_to_stop(received, args.device)
@@ -407,11 +421,10 @@ def train(args, model, tokenizer, examples):
 
 def batches_of_step(of_step, examples, pad_id, args):
     """This process's micro-batches of a step, on the device."""
-    rank, ranks = world()
     accumulation = args.gradient_accumulation_steps
     make_batch = batch_function(args.pack)
     batches = []
-    for numbers in micro_batches(of_step, examples.lengths, accumulation, rank, ranks):
+    for numbers in micro_batches(of_step, examples.lengths, accumulation, process(), processes()):
         batch = make_batch([examples[n] for n in numbers], pad_id, len(of_step))
         batches.append(batch.to(args.device))
     return batches
@@ -427,50 +440,64 @@ def accumulate_gradients(model, batches, args, scaler):
     Args:    model: a RewardModel, or its DistributedDataParallel.
     Returns: the means over all rows of the step, in all processes; rewards in nats.
     """
-    ranks, device, dtype = world()[1], args.device, autocast_dtype(args)
-    sums: dict[str, torch.Tensor] = {}
+    device, dtype = args.device, autocast_dtype(args)
+    means = {}
     for i, batch in enumerate(batches):
         # DDP exchanges gradients in the last backward pass only. Other models ignore this.
         model.require_backward_grad_sync = i == len(batches) - 1
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            rewards = model(**batch.inputs())  # (R·S,) one for each sequence
-        r_chosen, r_rejected = rewards[batch.chosen], rewards[batch.rejected]  # (B,) each
-        losses = bradley_terry_loss(
-            r_chosen,
-            r_rejected,
-            batch.margin,
-            label_smoothing=args.label_smoothing,
-            centering=args.center_rewards_coefficient,
-        )  # (B,)
-        loss = (batch.weight * losses).sum()
+            rewards = model(**batch.inputs())  # (N,) one for each sequence
+        values = objective(rewards, batch, args)  # (B,) each
+        loss = (batch.weight * values["loss"]).sum()
         # DDP and FSDP2 average gradients over the processes; we want their sum.
-        scaler.scale(loss * ranks).backward()
-
-        logged = {  # (B,) each. A number of your own belongs here.
-            "loss": losses,
-            "accuracy": pairwise_correct(r_chosen, r_rejected),
-            "mean_margin": r_chosen - r_rejected,
-            "mean_reward": (r_chosen + r_rejected) / 2,
-            "mean_abs_reward": (r_chosen.abs() + r_rejected.abs()) / 2,
-        }
-        for name, values in logged.items():
-            sums[name] = sums.get(name, 0) + (batch.weight * values.detach()).sum()
-    means = torch.stack(list(sums.values()))
-    if ranks > 1:
-        dist.all_reduce(means)
-    return dict(zip(sums, means.tolist()))
+        scaler.scale(loss * processes()).backward()
+        for name, of_pairs in values.items():
+            means[name] = means.get(name, 0) + (batch.weight * of_pairs.detach()).sum()
+    numbers = torch.stack(list(means.values()))
+    if processes() > 1:
+        dist.all_reduce(numbers)
+    return dict(zip(means, numbers.tolist()))
 
 
-def update(optimizer, scaler, means, args):
-    """Take the step.  Raises: DataError, and takes none, where loss or gradient is not finite."""
-    if math.isfinite(means["grad_norm"]):
+def objective(rewards, batch, args):
+    """The loss of each pair, and what is logged beside it: (B,) each.
+
+    A number of your own belongs here. Its weighted mean will be in metrics.jsonl.
+    """
+    r_chosen, r_rejected = rewards[batch.chosen], rewards[batch.rejected]  # (B,) each
+    smoothing, centering = args.label_smoothing, args.center_rewards_coefficient
+    losses = bradley_terry_loss(r_chosen, r_rejected, batch.margin, smoothing, centering)
+    return {
+        "loss": losses,
+        "accuracy": pairwise_correct(r_chosen, r_rejected),
+        "mean_margin": r_chosen - r_rejected,
+        "mean_reward": (r_chosen + r_rejected) / 2,
+        "mean_abs_reward": (r_chosen.abs() + r_rejected.abs()) / 2,
+    }
+
+
+def is_broken(means, args):
+    """Whether the loss or its gradient is not a finite number. In float16 gradients overflow."""
+    overflow_is_normal = args.fp16
+    return not math.isfinite(means["loss"] if overflow_is_normal else means["grad_norm"])
+
+
+def broken_step(step, means, where):
+    """What to say about a step that was not taken."""
+    loss, norm = means["loss"], means["grad_norm"]
+    return (
+        f"step {step + 1} is not taken: the loss is {loss} and the norm of its gradient {norm}; "
+        f"try a lower --lr. Its rows: {', '.join(where)}"
+    )
+
+
+def update(optimizer, scaler, grad_norm):
+    """Take the step. Where float16 overflowed, skip it and scale the loss less."""
+    if math.isfinite(grad_norm):
         scaler.step(optimizer)
         scaler.update()
-    elif args.fp16 and math.isfinite(means["loss"]):  # float16 overflowed: skip, and scale less
+    else:  # not left to the scaler: it sees only the gradients that are in this process
         scaler.update(scaler.get_scale() / 2)
-    else:
-        loss, norm = means["loss"], means["grad_norm"]
-        raise DataError(f"the loss is {loss} and the norm of its gradient {norm}; try a lower --lr")
 
 
 def evaluate(args, model, tokenizer, examples, dtype=None):
@@ -507,7 +534,7 @@ def stop_signals():
 def asked_to_stop(received, device):
     """The signal that any of the processes has received, or 0."""
     number = torch.tensor(received[0][0] if received else 0, device=device)
-    if world()[1] > 1:
+    if processes() > 1:
         dist.all_reduce(number, dist.ReduceOp.MAX)
     return int(number)
 
@@ -521,9 +548,9 @@ class Progress:
     def __init__(self, output, start, total):
         self.path, self.start, self.total = output / "metrics.jsonl", start, total
         self.began, self.rows = time.perf_counter(), 0
-        hidden = world()[0] > 0 or not sys.stderr.isatty()
+        hidden = process() > 0 or not sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="step", disable=hidden)
-        if world()[0] == 0:
+        if process() == 0:
             keep_lines(self.path, until=start)
 
     def __enter__(self):
@@ -534,16 +561,16 @@ class Progress:
 
     def write(self, line):
         """One line for metrics.jsonl."""
-        if world()[0] == 0:
+        if process() == 0:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def step(self, rows):
+    def log_step(self, rows):
         """One more step, of so many rows."""
         self.rows += rows
         self.bar.update()
 
-    def means(self, done, epoch, lr, steps):
+    def log_means(self, done, epoch, lr, steps):
         """The means over the steps since the last line."""
         line = {"step": done, "epoch": epoch, "lr": lr}
         for name in steps[0]:
@@ -559,7 +586,7 @@ class Progress:
             left = (self.total - done) * elapsed / (done - self.start)
             say(f"step {done}/{self.total}  {status}  {left:.0f} s left")
 
-    def evaluation(self, done, figures):
+    def log_evaluation(self, done, figures):
         """The main figures of an evaluation."""
         line = {"step": done}
         for name in ("loss", "accuracy", "accuracy_ci95", "mean_margin"):
@@ -594,19 +621,17 @@ def save_checkpoint(args, step, model, optimizer, scaler, since_log):
     scale and the means since the last log line. Which rows come next follows from the step.
     """
     tensors = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            state = {name: parameter.detach()}
-            for key, value in optimizer.state[parameter].items():
-                state[f"{name}/{key}"] = value
-            for key, value in state.items():
-                # All processes ask for whole tensors: sharded ones are put together by all of them.
-                value = whole(value)
-                if world()[0] == 0:  # one copy in memory, not one for each process
-                    tensors[key] = value.cpu()
+    for name, parameter in trained(model):
+        found = {name: parameter.detach()}
+        for key, value in optimizer.state[parameter].items():
+            found[f"{name}/{key}"] = value
+        for key, value in found.items():
+            value = whole(value)  # all processes ask: sharded tensors are put together by all
+            if process() == 0:
+                tensors[key] = value.cpu()
     state = {"step": step, "since_log": since_log, "base": model.base}
     state["scaler"] = scaler.state_dict()
-    if world()[0] == 0:
+    if process() == 0:
         output = Path(args.output)
         with replacing(output / f"checkpoint-{step}.safetensors") as path:
             save_file(tensors, path, metadata={"state": json.dumps(state)})
@@ -625,15 +650,15 @@ def load_checkpoint(args, model, optimizer, scaler):
         state = json.loads(tensors.metadata()["state"])
         if state["base"] != model.base:
             raise DataError(f"--resume: {args.model} is another model than at the first start")
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                fill(parameter, tensors.get_tensor(name))
-                if f"{name}/step" in tensors.keys():  # before the first step there are no moments
-                    moments = optimizer.state[parameter]
-                    moments["step"] = tensors.get_tensor(f"{name}/step").to(args.device)
-                    for key in ("exp_avg", "exp_avg_sq"):
-                        moments[key] = torch.zeros_like(parameter)
-                        fill(moments[key], tensors.get_tensor(f"{name}/{key}"))
+        for name, parameter in trained(model):
+            fill(parameter, tensors.get_tensor(name))
+            if f"{name}/step" not in tensors.keys():  # no step was taken yet: no moments
+                continue
+            moments = optimizer.state[parameter]
+            moments["step"] = tensors.get_tensor(f"{name}/step").to(args.device)
+            for key in ("exp_avg", "exp_avg_sq"):
+                moments[key] = torch.zeros_like(parameter)
+                fill(moments[key], tensors.get_tensor(f"{name}/{key}"))
     scaler.load_state_dict(state["scaler"])
     say(f"resumed from {found[-1]}")
     return state["step"], state["since_log"]
@@ -703,14 +728,19 @@ def remove(path):
 # ---------------------------------------------------------------- processes
 
 
-def world():
-    """The number of this process, and how many there are. torchrun sets both."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+def process():
+    """The number of this process. The first is 0; torchrun numbers them."""
+    return int(os.environ.get("RANK", 0))
+
+
+def processes():
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def say(text):
     """Print once for all processes, above a progress bar where there is one."""
-    if world()[0] == 0:
+    if process() == 0:
         tqdm.write(text)
         sys.stdout.flush()
 
@@ -723,7 +753,7 @@ def start_processes(args):
         args.device = torch.device("cuda", int(index))
         torch.cuda.set_device(args.device)
         backend, options = "nccl", {"device_id": args.device}
-    if world()[1] > 1:
+    if processes() > 1:
         # Others wait while the first process tokenises or saves: ten minutes may be too few.
         dist.init_process_group(backend, timeout=datetime.timedelta(hours=2), **options)
 
@@ -731,10 +761,10 @@ def start_processes(args):
 def on_first(work):
     """The first process does the work, the others wait for it. An error there reaches them all."""
     error = [None]
-    if world()[0] == 0:
+    if process() == 0:
         try:
             work()
-        except (DataError, OSError) as e:
+        except Exception as e:  # whatever it is: the others must not wait for ever
             error = [e]
     if dist.is_initialized():
         dist.broadcast_object_list(error)
@@ -780,13 +810,12 @@ def run(args):
     save_model(output, model, tokenizer, max_length)
 
     # 3. Report on the model that was saved, in float32.
-    plain = {"lora_rank": 0, "freeze_layers": 0, "used_rows": False, "compile": False}
-    plain |= {"bf16": False, "fp16": False}
     model = open_model(output)
-    prepare(model, argparse.Namespace(**vars(args) | plain), examples)
+    place(model, args)
     figures = evaluate(args, model, tokenizer, examples)
-    Progress(output, steps, steps).evaluation(steps, figures)
-    if world()[0] == 0:
+    with Progress(output, steps, steps) as progress:
+        progress.log_evaluation(steps, figures)
+    if process() == 0:
         with replacing(output / "report.json") as path:
             path.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
     say(f"\n{describe(figures)}\n")
@@ -847,8 +876,10 @@ def main(argv=None):
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    if world()[0] > 0:  # Most errors meet all processes, and the first one says them. torchrun
-        time.sleep(3)  # ends the others by then.
+    if process() > 0:
+        # Most errors meet all processes, and the first one says them. torchrun ends the others
+        # within this time. One that is alone with its error speaks then.
+        time.sleep(3)
     print(f"train_rm.py: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
     return 2
 
