@@ -17,7 +17,8 @@ that the model ranks right and with confidence has almost no gradient. A pair th
 with confidence has the full gradient, 1. A model that knows nothing has Δ = 0 and loss
 log 2 = 0.693. Adding the same number to every reward changes nothing: a reward has no zero point.
 
-Shapes: B pairs. r_chosen is r_w and r_rejected is r_l, (B,) each. Rewards and losses are in nats.
+Shapes: B pairs. r_chosen is r_w and r_rejected is r_l, (B,) each. Rewards and losses are in nats,
+the unit of natural logarithms: a gap of 1 nat means odds of e : 1, that is P = 0.73.
 """
 import torch
 import torch.nn.functional as F
