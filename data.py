@@ -62,7 +62,7 @@ OTHER_FIELDS = {"system", "history", "instruction", "input", "question", "messag
                 "conversations"}
 
 
-def parse_row(raw, where="row"):
+def parse_row(raw: dict, where: str = "row") -> Row:
     """One JSON object -> Row. Training, report, score and rank all read a row here.
 
         prompt                        text, or messages
@@ -404,7 +404,7 @@ class Tokenizer:
         encodings = self.backend.encode_batch(closed, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
-    def encode_row(self, row):
+    def encode_row(self, row: Row) -> tuple[list[np.ndarray], int]:
         """The sequences of a row, and where the response starts in each of them.
 
         That is how many leading ids all sequences share with the prompt alone. (The text of the
@@ -420,18 +420,22 @@ class Tokenizer:
         prompt, *sequences = self.encode(texts)
         return sequences, common_prefix([prompt[:-1], *sequences])  # without encode's end token
 
-    def shorten(self, sequences, start, max_length):
-        """Make sequences that share a prompt fit -> (sequences, start), or None if they cannot.
+    def shorten(
+        self, sequences: list[np.ndarray], start: int, max_length: int
+    ) -> tuple[list[np.ndarray], int]:
+        """Make sequences that share a prompt fit, and say where the response starts now.
 
         The prompt loses its oldest tokens, the same ones in all sequences. BOS and the assistant's
         header stay. Responses are never cut: half a response teaches the wrong reward.
+
+        Raises: LeftOut where the responses alone are too long.
         """
         excess = max(map(len, sequences)) - max_length
         if excess <= 0:
             return sequences, start
         bos = int(self.bos != "" and sequences[0][0] == self.backend.token_to_id(self.bos))
         if excess >= start - bos - self.header_tokens():
-            return None
+            raise LeftOut("too long")
         shortened = []
         for sequence in sequences:
             shortened.append(np.concatenate((sequence[:bos], sequence[bos + excess :])))
@@ -470,7 +474,7 @@ def common_prefix(sequences):
 
 
 class Example(NamedTuple):
-    """One row, tokenised: K sequences that share a prompt."""
+    """One row, tokenized: K sequences that share a prompt."""
 
     sequences: list[np.ndarray]  # K of (tokens,) int32
     scores: list[float]  # K, or none where nothing orders them
@@ -481,7 +485,7 @@ class Example(NamedTuple):
     row: Row | None = None  # where it comes from, while that is in memory
     shortened: bool = False  # whether the prompt lost its beginning
 
-    def pairs(self):
+    def pairs(self) -> list[tuple[int, int]]:
         """(better, worse) of all pairs of sequences that are not tied."""
         pairs = []
         for i in range(len(self.scores)):
@@ -516,11 +520,11 @@ def examples_of(rows, tokenizer, max_length, audit, skip_bad_rows=False):
             yield example
 
 
-def example_of(row, tokenizer, max_length):
+def example_of(row: Row, tokenizer: Tokenizer, max_length: int) -> Example:
     """A row to learn from -> Example.  Raises: LeftOut where nothing can be learned from it."""
     if len(row.scores) < 2:
         raise DataError(f"{row.where}: no field 'scores' or 'ranks' for two responses or more")
-    example = tokenise(row, tokenizer, max_length)
+    example = tokenize(row, tokenizer, max_length)
     pairs = example.pairs()
     if not pairs:
         raise LeftOut("all tied")
@@ -530,18 +534,23 @@ def example_of(row, tokenizer, max_length):
     return example
 
 
-def tokenise(row, tokenizer, max_length):
+def tokenize(row: Row, tokenizer: Tokenizer, max_length: int) -> Example:
     """Row -> Example. Scoring and ranking need no more.  Raises: LeftOut."""
     for response in row.responses:
         if not response or not response[-1]["content"].strip():
             raise LeftOut("empty response")
     sequences, start = tokenizer.encode_row(row)
-    fitted = tokenizer.shorten(sequences, start, max_length)
-    if fitted is None:
-        raise LeftOut("too long")
-    prompt, shortened = prompt_hash(row), fitted[1] < start
-    sequences, start = fitted
-    return Example(sequences, row.scores, start, row.margin, row.gold, prompt, row, shortened)
+    shorter, new_start = tokenizer.shorten(sequences, start, max_length)
+    return Example(
+        sequences=shorter,
+        scores=row.scores,
+        start=new_start,
+        margin=row.margin,
+        gold=row.gold,
+        prompt=prompt_hash(row),
+        row=row,
+        shortened=new_start < start,
+    )
 
 
 REASONS = ("malformed", "refused by the template", "empty response", "all tied",
@@ -633,7 +642,7 @@ def write_tokens(folder, train, held_out):
     ids.bin has the ids of all sequences, one after the other; records.bin has a RECORD for each;
     rows.txt says where each row comes from.
     """
-    row = first = 0
+    number = offset = 0  # of rows and of ids so far
     with (
         open(folder / "ids.bin", "wb") as ids,
         open(folder / "records.bin", "wb") as records,
@@ -641,23 +650,23 @@ def write_tokens(folder, train, held_out):
     ):
         for is_held_out, examples in ((False, train), (True, held_out)):
             for example in examples:
-                for record in records_of(example, row, first, is_held_out):
+                for record in records_of(example, number, offset, is_held_out):
                     records.write(record.tobytes())
                 for sequence in example.sequences:
                     ids.write(sequence.tobytes())
-                    first += len(sequence)
+                    offset += len(sequence)
                 origins.write(example.row.where + "\n")
-                row += 1
+                number += 1
 
 
-def records_of(example, row, first, is_held_out):
+def records_of(example, number, offset, is_held_out):
     """A RECORD for each sequence of an example."""
     gold = example.gold or [math.nan] * len(example.sequences)
     for sequence, score, truth in zip(example.sequences, example.scores, gold):
-        place = (row, first, len(sequence), example.start)
+        place = (number, offset, len(sequence), example.start)
         known = (score, example.margin, truth, example.prompt, is_held_out)
         yield np.array(place + known, RECORD)
-        first += len(sequence)
+        offset += len(sequence)
 
 
 class Examples:
@@ -723,9 +732,7 @@ def epoch_order(count, seed, epoch):
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def micro_batches(
-    rows, lengths, accumulation, rank, ranks
-):
+def micro_batches(rows, lengths, accumulation, process, processes):
     """This process's share of a step's rows, cut into micro-batches.
 
     The rows are sorted by length and dealt to the processes like cards, so that all have about
@@ -734,11 +741,11 @@ def micro_batches(
 
     Raises: DataError where there are fewer rows than processes.
     """
-    if len(rows) < ranks:
-        raise DataError(f"{len(rows)} rows in a step, {ranks} processes: raise --batch-size")
+    if len(rows) < processes:
+        raise DataError(f"{len(rows)} rows in a step, {processes} processes: raise --batch-size")
     longest_first = rows[np.argsort(-lengths[rows], kind="stable")]
-    mine = longest_first[rank::ranks]
-    return np.array_split(mine, min(accumulation, len(rows) // ranks))
+    mine = longest_first[process::processes]
+    return np.array_split(mine, min(accumulation, len(rows) // processes))
 
 
 # ---------------------------------------------------------------- batches
@@ -778,7 +785,7 @@ def batch_function(pack):
     return collate
 
 
-def collate(examples, pad_id, rows_in_step=1):
+def collate(examples: list[Example], pad_id: int, rows_in_step: int = 1) -> Batch:
     """Examples -> one batch, each sequence in a row of its own."""
     sequences, starts = [], []
     for example in examples:

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from data import (
     Audit, DataError, LeftOut, Tokenizer, batch_function, describe_audit, examples_of, json_rows,
-    parse_lines, parse_row, read_rows, tokenise,
+    parse_lines, parse_row, read_rows, tokenize,
 )
 from loss import bradley_terry_loss, pairwise_correct
 from model import CheckpointError, RewardModel
@@ -313,7 +313,7 @@ class Scorer:
         self.shortened = 0  # prompts that lost their beginning
 
     def example(self, raw, where):
-        """A row to score or to rank, tokenised: prompt and response, or prompt and responses.
+        """A row to score or to rank, tokenized: prompt and response, or prompt and responses.
 
         If one response is too long, the prompt is shortened for all of them: responses can only be
         compared after the same prompt.
@@ -325,7 +325,7 @@ class Scorer:
 
             return raw_texts.example(self, raw, where)
         try:
-            example = tokenise(parse_row(raw, where), self.tokenizer, self.max_length)
+            example = tokenize(parse_row(raw, where), self.tokenizer, self.max_length)
         except LeftOut as reason:
             raise DataError(f"{where}: {reason} (--max-length {self.max_length})") from None
         self.shortened += example.shortened

@@ -48,6 +48,7 @@ from model import CheckpointError, RewardModel, fill, open_model, whole
 LOGGING_STEPS = 10  # steps between lines of metrics.jsonl
 WARMUP = 0.05  # share of the steps with a rising learning rate
 BETAS = (0.9, 0.999)  # of AdamW: everybody's
+MAX_LENGTH = 1024  # tokens, where --max-length is not given and the model takes so many
 
 # ---------------------------------------------------------------- options
 
@@ -153,7 +154,7 @@ def check_options(parser, args):
                 "freeze_layers", "seed")
     for name, value in vars(args).items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not (value > 0 or value == 0 and name in may_be_0):
+            if not (value > 0 or (value == 0 and name in may_be_0)):
                 parser.error(f"--{name.replace('_', '-')} {value} is too small")
     if args.label_smoothing >= 0.5 or args.eval_fraction >= 1:
         parser.error("--label-smoothing has to be below 0.5, and --eval-fraction below 1")
@@ -199,33 +200,39 @@ def make_tokenizer(args, output):
         tokenizer = Tokenizer.from_folder(earlier_run(args))
     else:
         tokenizer = Tokenizer.train(texts(), args.vocab_size)
-    add_files(output, lambda folder: tokenizer.save(folder, args.max_length or 1024))
+    add_files(output, lambda folder: tokenizer.save(folder, args.max_length or MAX_LENGTH))
 
 
 def write_data(args, output, tokenizer, max_length):
     """Rows -> tokens/ and held_out.jsonl in the run folder, and the audit on the terminal."""
     if earlier_run(args) or (output / "tokens").exists():
         return
+    warning = "A run of train_rm.py. tokens/ and held_out.jsonl hold the texts of its data.\n"
+    (output / "README.md").write_text(warning, "utf-8")
     with replacing(output / "held_out.jsonl") as path, open(path, "w", encoding="utf-8") as file:
         for row in split_rows(args, held_out=True):
             file.write(json.dumps(row.raw) + "\n")
-    warning = "A run of train_rm.py. tokens/ and held_out.jsonl hold the texts of its data.\n"
-    (output / "README.md").write_text(warning, "utf-8")
-
-    audits = {"train": Audit(), "held out": Audit()}
-    sides = []
-    for name, audit in audits.items():
-        rows = split_rows(args, name == "held out", audit)
-        sides.append(examples_of(rows, tokenizer, max_length, audit, args.skip_bad_rows))
     with replacing(output / "tokens") as folder:  # last: where it is, the rest is complete
         folder.mkdir()
-        write_tokens(folder, *sides)  # here the rows are read, a row at a time
-        for name, audit in audits.items():
-            audits[name] = audit.summary()
-            say(describe_audit(name, audits[name]))
-            if not audits[name]["kept"]:
-                raise DataError(f"no pairs left in the {name} data; the audit above says why")
+        audits = write_both_sides(args, folder, tokenizer, max_length)
         (folder / "audit.json").write_text(json.dumps(audits, indent=2) + "\n", "utf-8")
+
+
+def write_both_sides(args, folder, tokenizer, max_length):
+    """The rows to train on and the held-out rows -> tokens. Returns the audits, by side."""
+    audits = {"train": Audit(), "held out": Audit()}
+    sides = []
+    for side, audit in audits.items():
+        rows = split_rows(args, side == "held out", audit)
+        sides.append(examples_of(rows, tokenizer, max_length, audit, args.skip_bad_rows))
+    write_tokens(folder, *sides)  # here the rows are read, a row at a time
+    summaries = {}
+    for side, audit in audits.items():
+        summaries[side] = audit.summary()
+        say(describe_audit(side, summaries[side]))
+        if not summaries[side]["kept"]:
+            raise DataError(f"no pairs left in the {side} data; the audit above says why")
+    return summaries
 
 
 def earlier_run(args):
@@ -269,7 +276,7 @@ def build_model(args, output):
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
         "head_dim": D // heads,
-        "max_position_embeddings": args.max_length or 1024,
+        "max_position_embeddings": args.max_length or MAX_LENGTH,
         "rope_theta": 10000.0,
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
@@ -316,7 +323,7 @@ def place(model, args, dtype=None):
         model.take_weights(args.device)
 
 
-def trained(model):
+def trained_parameters(model):
     """(name, parameter) of all that is trained."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
@@ -327,7 +334,7 @@ def make_optimizer(model, args):
     To pull the weight of a norm to 0 serves nothing, and a bias has no size to limit.
     """
     matrices, vectors = [], []
-    for _, parameter in trained(model):
+    for _, parameter in trained_parameters(model):
         if parameter.ndim >= 2:
             matrices.append(parameter)
         else:
@@ -465,8 +472,13 @@ def objective(rewards, batch, args):
     A number of your own belongs here. Its weighted mean will be in metrics.jsonl.
     """
     r_chosen, r_rejected = rewards[batch.chosen], rewards[batch.rejected]  # (B,) each
-    smoothing, centering = args.label_smoothing, args.center_rewards_coefficient
-    losses = bradley_terry_loss(r_chosen, r_rejected, batch.margin, smoothing, centering)
+    losses = bradley_terry_loss(
+        r_chosen,
+        r_rejected,
+        batch.margin,
+        label_smoothing=args.label_smoothing,
+        centering=args.center_rewards_coefficient,
+    )
     return {
         "loss": losses,
         "accuracy": pairwise_correct(r_chosen, r_rejected),
@@ -621,7 +633,7 @@ def save_checkpoint(args, step, model, optimizer, scaler, since_log):
     scale and the means since the last log line. Which rows come next follows from the step.
     """
     tensors = {}
-    for name, parameter in trained(model):
+    for name, parameter in trained_parameters(model):
         found = {name: parameter.detach()}
         for key, value in optimizer.state[parameter].items():
             found[f"{name}/{key}"] = value
@@ -650,7 +662,7 @@ def load_checkpoint(args, model, optimizer, scaler):
         state = json.loads(tensors.metadata()["state"])
         if state["base"] != model.base:
             raise DataError(f"--resume: {args.model} is another model than at the first start")
-        for name, parameter in trained(model):
+        for name, parameter in trained_parameters(model):
             fill(parameter, tensors.get_tensor(name))
             if f"{name}/step" not in tensors.keys():  # no step was taken yet: no moments
                 continue
@@ -754,7 +766,7 @@ def start_processes(args):
         torch.cuda.set_device(args.device)
         backend, options = "nccl", {"device_id": args.device}
     if processes() > 1:
-        # Others wait while the first process tokenises or saves: ten minutes may be too few.
+        # Others wait while the first process tokenizes or saves: ten minutes may be too few.
         dist.init_process_group(backend, timeout=datetime.timedelta(hours=2), **options)
 
 
@@ -797,19 +809,29 @@ def run(args):
     model, tokenizer = build_model(args, output)
     max_length = usable_length(model, tokenizer, args.max_length)
     if not args.max_length:
-        max_length = min(max_length, 1024)
+        max_length = min(max_length, MAX_LENGTH)
     on_first(lambda: write_data(args, output, tokenizer, max_length))
     examples = open_examples(args, output, model, tokenizer, max_length)
 
     # 2. Train and save.
     prepare(model, args, examples)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    say(f"model: {trained:,} trained parameters, vocabulary {model.config.vocab_size:,}, value "
+    count = sum(parameter.numel() for _, parameter in trained_parameters(model))
+    say(f"model: {count:,} trained parameters, vocabulary {model.config.vocab_size:,}, value "
         f"head {model.head_origin}; the reward is read at {tokenizer.end_token!r}")
     steps = train(args, model, tokenizer, examples)
     save_model(output, model, tokenizer, max_length)
 
-    # 3. Report on the model that was saved, in float32.
+    # 3. Report on the model that was saved.
+    model = final_report(args, output, tokenizer, examples, steps)
+    if toy:
+        say(toy_world.summary(lambda rows: score(model, rows, tokenizer)))
+    held_out = args.eval_data[0] if args.eval_data else examples.folder.parent / "held_out.jsonl"
+    say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
+        f"  python eval.py report {output} --data {held_out}")
+
+
+def final_report(args, output, tokenizer, examples, steps):
+    """Open the saved model, evaluate it in float32 and write report.json. Returns the model."""
     model = open_model(output)
     place(model, args)
     figures = evaluate(args, model, tokenizer, examples)
@@ -819,11 +841,7 @@ def run(args):
         with replacing(output / "report.json") as path:
             path.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
     say(f"\n{describe(figures)}\n")
-    if toy:
-        say(toy_world.summary(lambda rows: score(model, rows, tokenizer)))
-    held_out = args.eval_data[0] if args.eval_data else examples.folder.parent / "held_out.jsonl"
-    say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
-        f"  python eval.py report {output} --data {held_out}")
+    return model
 
 
 # What a start leaves that failed before its data were read.

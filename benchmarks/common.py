@@ -93,7 +93,7 @@ def asked_to_work(workers: dict) -> bool:
 class StepClock:
     """The time and the peak memory at the end of every optimizer step, in any training loop.
 
-    A step lasts from the end of one update to the end of the next. So loading, tokenising, the
+    A step lasts from the end of one update to the end of the next. So loading, tokenizing, the
     first step (and compiling) and saving are left out.
     """
 

@@ -5,7 +5,7 @@
     python benchmarks/data_path.py --tables             what the docs quote
 
 Rows of random words, whose two sequences have about 500 tokens each, half of them prompt. They are
-split by prompt, tokenised into a folder as train_rm.py does it, opened again as --resume does, and
+split by prompt, tokenized into a folder as train_rm.py does it, opened again as --resume does, and
 batches of 64 rows are made, as they are and packed. Each size is a process of its own: its peak
 memory is the largest resident set, some 250 MB of which are Python and torch. Results go to
 data_path.json.

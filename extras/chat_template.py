@@ -29,7 +29,7 @@ writes. With another text nothing fails: the rewards are only worse. The traps, 
 A template is somebody else's program. jinja2's sandbox lets it compute with its arguments, but not
 change them, read files, or reach Python. It does not limit time or memory.
 
-It costs less than 0.1 ms a dialogue, once, when a file is tokenised. There is no option: it is used
+It costs less than 0.1 ms a dialogue, once, when a file is tokenized. There is no option: it is used
 where a tokenizer's folder has a chat template. tests/extras/test_chat_template.py shows that texts
 and ids are those of transformers (apply_chat_template, whose rules these are), up to the end token.
 """

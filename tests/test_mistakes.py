@@ -135,4 +135,4 @@ def test_options_without_a_meaning_are_refused(args, message, tmp_path, small_to
 def test_fewer_rows_than_processes_are_refused():
     rows, lengths = np.arange(1), np.ones(1)
     with pytest.raises(train_rm.DataError, match="1 rows in a step, 2 processes: raise"):
-        train_rm.micro_batches(rows, lengths, accumulation=1, rank=0, ranks=2)
+        train_rm.micro_batches(rows, lengths, accumulation=1, process=0, processes=2)
