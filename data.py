@@ -284,12 +284,7 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         self.backend, self.config, self.where = backend, config, where
-        self.names = {}  # bos_token: "<s>", …
-        for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-            value = config.get(name)
-            token = value["content"] if isinstance(value, dict) else value
-            if token and backend.token_to_id(token) is not None:
-                self.names[name] = token
+        self.names = special_tokens(backend, config)
         # Some hold "</s>" as ordinary text, which would come apart into "<", "/", …
         backend.add_special_tokens(list(self.names.values()))
         self.bos = self.find_bos()
@@ -301,6 +296,67 @@ class Tokenizer:
         self.max_length = int(config.get("model_max_length") or 2**31)
         if self.max_length <= 0:
             raise DataError(f"{where}: model_max_length is {self.max_length}")
+
+    def render(self, messages, add_generation_prompt=False):
+        """The text of a dialogue; add_generation_prompt: up to where the answer begins."""
+        lines = []
+        for message in messages:
+            lines.append(f"{message['role'].capitalize()}: {message['content']}")
+        if add_generation_prompt:
+            return self.bos + "\n".join([*lines, "Assistant:"])
+        return self.bos + "\n".join(lines) + self.end_token
+
+    def encode(self, texts):
+        """Rendered texts -> ids, int32, with one end token and nothing after it."""
+        closed = []
+        for text in texts:
+            closed.append(text if text.endswith(self.end_token) else text + self.end_token)
+        encodings = self.backend.encode_batch(closed, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def encode_row(self, row: Row) -> tuple[list[np.ndarray], int]:
+        """The sequences of a row, and where the response starts in each of them.
+
+        That is how many leading ids all sequences share with the prompt alone. (The text of the
+        prompt would not do: a template may rewrite it. Qwen3's puts a think block before the last
+        answer.)  Raises: DataError.
+        """
+        try:
+            texts = [self.render(row.prompt, add_generation_prompt=True) if row.prompt else ""]
+            for response in row.responses:
+                texts.append(self.render(row.prompt + response))
+        except DataError as e:
+            raise DataError(f"{row.where}: {e}") from None
+        prompt, *sequences = self.encode(texts)
+        return sequences, common_prefix([prompt[:-1], *sequences])  # without encode's end token
+
+    def shorten(
+        self, sequences: list[np.ndarray], start: int, max_length: int
+    ) -> tuple[list[np.ndarray], int]:
+        """Make sequences that share a prompt fit, and say where the response starts now.
+
+        The prompt loses its oldest tokens, the same ones in all sequences. BOS and the assistant's
+        header stay. Responses are never cut: half a response teaches the wrong reward.
+
+        Raises: LeftOut where the responses alone are too long.
+        """
+        excess = max(map(len, sequences)) - max_length
+        if excess <= 0:
+            return sequences, start
+        bos = int(self.bos != "" and sequences[0][0] == self.backend.token_to_id(self.bos))
+        if excess >= start - bos - self.header_tokens():
+            raise LeftOut("too long")
+        shortened = []
+        for sequence in sequences:
+            shortened.append(np.concatenate((sequence[:bos], sequence[bos + excess :])))
+        return shortened, start - excess
+
+    def header_tokens(self):
+        """Tokens between the prompt and the response, those of "\nAssistant:"."""
+        question = [{"role": "user", "content": "x"}]
+        without = self.render(question).removesuffix(self.end_token)
+        header = self.render(question, add_generation_prompt=True)[len(without) :]
+        return len(self.backend.encode(header, add_special_tokens=False).ids)
 
     def find_bos(self):
         """The BOS token if this tokenizer puts one before a text, else "".
@@ -369,6 +425,10 @@ class Tokenizer:
         names = {"pad_token": "<pad>", "eos_token": "<eos>"}
         return cls(backend, {"tokenizer_class": "PreTrainedTokenizerFast"} | names)
 
+    def chat_template(self):
+        """The chat template that gives other tools the text of render, end token included."""
+        return CHAT_TEMPLATE.replace("BOS", "bos_token" if self.bos else "''")
+
     def save(self, folder, max_length):
         """Write tokenizer.json and tokenizer_config.json, with template and length limit."""
         config = self.config | {
@@ -383,70 +443,16 @@ class Tokenizer:
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (Path(folder) / "tokenizer_config.json").write_text(text, "utf-8")
 
-    def chat_template(self):
-        """The chat template that gives other tools the text of render, end token included."""
-        return CHAT_TEMPLATE.replace("BOS", "bos_token" if self.bos else "''")
 
-    def render(self, messages, add_generation_prompt=False):
-        """The text of a dialogue; add_generation_prompt: up to where the answer begins."""
-        lines = []
-        for message in messages:
-            lines.append(f"{message['role'].capitalize()}: {message['content']}")
-        if add_generation_prompt:
-            return self.bos + "\n".join([*lines, "Assistant:"])
-        return self.bos + "\n".join(lines) + self.end_token
-
-    def encode(self, texts):
-        """Rendered texts -> ids, int32, with one end token and nothing after it."""
-        closed = []
-        for text in texts:
-            closed.append(text if text.endswith(self.end_token) else text + self.end_token)
-        encodings = self.backend.encode_batch(closed, add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
-
-    def encode_row(self, row: Row) -> tuple[list[np.ndarray], int]:
-        """The sequences of a row, and where the response starts in each of them.
-
-        That is how many leading ids all sequences share with the prompt alone. (The text of the
-        prompt would not do: a template may rewrite it. Qwen3's puts a think block before the last
-        answer.)  Raises: DataError.
-        """
-        try:
-            texts = [self.render(row.prompt, add_generation_prompt=True) if row.prompt else ""]
-            for response in row.responses:
-                texts.append(self.render(row.prompt + response))
-        except DataError as e:
-            raise DataError(f"{row.where}: {e}") from None
-        prompt, *sequences = self.encode(texts)
-        return sequences, common_prefix([prompt[:-1], *sequences])  # without encode's end token
-
-    def shorten(
-        self, sequences: list[np.ndarray], start: int, max_length: int
-    ) -> tuple[list[np.ndarray], int]:
-        """Make sequences that share a prompt fit, and say where the response starts now.
-
-        The prompt loses its oldest tokens, the same ones in all sequences. BOS and the assistant's
-        header stay. Responses are never cut: half a response teaches the wrong reward.
-
-        Raises: LeftOut where the responses alone are too long.
-        """
-        excess = max(map(len, sequences)) - max_length
-        if excess <= 0:
-            return sequences, start
-        bos = int(self.bos != "" and sequences[0][0] == self.backend.token_to_id(self.bos))
-        if excess >= start - bos - self.header_tokens():
-            raise LeftOut("too long")
-        shortened = []
-        for sequence in sequences:
-            shortened.append(np.concatenate((sequence[:bos], sequence[bos + excess :])))
-        return shortened, start - excess
-
-    def header_tokens(self):
-        """Tokens between the prompt and the response, those of "\nAssistant:"."""
-        question = [{"role": "user", "content": "x"}]
-        without = self.render(question).removesuffix(self.end_token)
-        header = self.render(question, add_generation_prompt=True)[len(without) :]
-        return len(self.backend.encode(header, add_special_tokens=False).ids)
+def special_tokens(backend, config):
+    """bos_token: "<s>" and so on: those that the settings name and the vocabulary has."""
+    names = {}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        value = config.get(name)
+        token = value["content"] if isinstance(value, dict) else value
+        if token and backend.token_to_id(token) is not None:
+            names[name] = token
+    return names
 
 
 def open_tokenizer(backend, config, where):
@@ -625,7 +631,7 @@ def describe_audit(name, audit):
 # What is known of each sequence, beside its ids.
 RECORD = np.dtype([
     ("row", "i8"),  # the number of its row: 0, 1, …
-    ("first", "i8"),  # where its ids begin in ids.bin
+    ("offset", "i8"),  # where its ids begin in ids.bin
     ("tokens", "i8"),
     ("start", "i8"),  # where its response begins
     ("score", "f8"),
@@ -690,8 +696,8 @@ class Examples:
         records = self.records[self.begins[number] : self.ends[number]]
         sequences = []
         for record in records:
-            first = record["first"]
-            sequences.append(self.ids[first : first + record["tokens"]])
+            offset = record["offset"]
+            sequences.append(self.ids[offset : offset + record["tokens"]])
         gold = records["gold"].tolist()
         if math.isnan(gold[0]):
             gold = []
@@ -825,7 +831,7 @@ def pad_right(sequences, pad_id):
     longest = max(map(len, sequences))
     input_ids = torch.full((len(sequences), longest), pad_id)  # (R, T)
     attention_mask = torch.zeros_like(input_ids)  # (R, T)
-    for row, sequence in enumerate(sequences):
-        input_ids[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
-        attention_mask[row, : len(sequence)] = 1
+    for index, sequence in enumerate(sequences):
+        input_ids[index, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
+        attention_mask[index, : len(sequence)] = 1
     return input_ids, attention_mask

@@ -34,13 +34,13 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from data import (
-    Audit, DataError, LeftOut, Tokenizer, batch_function, describe_audit, examples_of, json_rows,
-    parse_lines, parse_row, read_rows, tokenize,
+    Audit, DataError, Example, LeftOut, Tokenizer, batch_function, describe_audit, examples_of,
+    json_rows, parse_lines, parse_row, read_rows, tokenize,
 )
 from loss import bradley_terry_loss, pairwise_correct
 from model import CheckpointError, RewardModel
 
-NOT_RANKED = ("response", "chosen", "rejected", "scores", "ranks", "text", "input_ids")
+NOT_RANKED = ("response", "chosen", "rejected", "scores", "processes", "text", "input_ids")
 TOKENS_PER_BATCH = 8192  # of a forward pass, padding included: what fits into a small GPU
 
 # ---------------------------------------------------------------- examples -> rewards
@@ -55,53 +55,63 @@ def score_examples(model, examples, make_batch, pad_id, dtype=None):
 
     Args:  make_batch: data.batch_function(…).  dtype: of autocast; None computes in float32.
     """
-    rank, ranks = 0, 1
+    process, processes = 0, 1
     if dist.is_initialized():
-        rank, ranks = dist.get_rank(), dist.get_world_size()
+        process, processes = dist.get_rank(), dist.get_world_size()
     device = model.score.weight.device
     counts = [len(example.sequences) for example in examples]
     rewards = torch.zeros(sum(counts), device=device)  # (N,)
     batches = batches_by_length(examples)
-    for turn in range(0, len(batches), ranks):
+    for turn in range(0, len(batches), processes):
         # All processes make equally many passes: a sharded model is put together in each of them.
         # A process without a batch computes the last one again, and its result is not used.
-        index = min(turn + rank, len(batches) - 1)
-        pieces, positions = batches[index]
-        batch = make_batch(pieces, pad_id).to(device)
+        index = min(turn + process, len(batches) - 1)
+        batch = make_batch(batches[index].examples, pad_id).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             of_batch = model(**batch.inputs())
-        if turn + rank == index:
-            rewards[positions] = of_batch
-    if ranks > 1:
+        if turn + process == index:
+            rewards[batches[index].indices] = of_batch
+    if processes > 1:
         dist.all_reduce(rewards)  # every reward is 0 in all processes but one
     return np.split(rewards.cpu().numpy(), np.cumsum(counts))[:-1]
+
+
+class ScoringBatch(NamedTuple):
+    """What one forward pass scores."""
+
+    examples: list[Example]  # or parts of them: a row of many responses may be cut
+    indices: list[int]  # where the rewards of their sequences belong among all N
 
 
 def batches_by_length(examples):
     """Batches of sequences of similar length, so that there is little padding; the longest first.
 
-    Each is examples, or parts of them, and the positions of their sequences among all N.
+    Only a forward pass is cut so: all sequences of an example still have the same prompt.
     """
-    numbered, position = [], 0
+    numbered, index = [], 0  # of the example's first sequence among all N
     for example in examples:
-        longest = max(map(len, example.sequences))
-        numbered.append((longest, position, example))
-        position += len(example.sequences)
-    numbered.sort(key=lambda item: -item[0])
+        numbered.append((index, example))
+        index += len(example.sequences)
+    numbered.sort(key=lambda item: -longest_sequence(item[1]))
 
     batches, room = [], 0  # sequences that the last batch still has room for
-    for longest, position, example in numbered:
+    for index, example in numbered:
         left = example.sequences
         while left:
             if room == 0:
-                batches.append(([], []))
-                room = max(1, TOKENS_PER_BATCH // longest)
+                batches.append(ScoringBatch([], []))
+                room = max(1, TOKENS_PER_BATCH // longest_sequence(example))
             part, left = left[:room], left[room:]
-            batches[-1][0].append(example._replace(sequences=part, scores=[]))
-            batches[-1][1].extend(range(position, position + len(part)))
-            position += len(part)
+            batches[-1].examples.append(example._replace(sequences=part, scores=[]))
+            batches[-1].indices.extend(range(index, index + len(part)))
+            index += len(part)
             room -= len(part)
     return batches
+
+
+def longest_sequence(example):
+    """The tokens of the longest sequence of an example."""
+    return max(map(len, example.sequences))
 
 
 # ---------------------------------------------------------------- rewards -> figures
@@ -312,7 +322,7 @@ class Scorer:
         self.dtype = dtype
         self.shortened = 0  # prompts that lost their beginning
 
-    def example(self, raw, where):
+    def read_row(self, raw, where):
         """A row to score or to rank, tokenized: prompt and response, or prompt and responses.
 
         If one response is too long, the prompt is shortened for all of them: responses can only be
@@ -332,12 +342,12 @@ class Scorer:
         check_ids(example.sequences, self.model, where)
         return example
 
-    def candidates(self, raw, where):
+    def read_candidates(self, raw, where):
         """A row to rank. Only `responses` is ranked, whatever else the row has."""
         if not isinstance(raw.get("responses"), list):
             raise DataError(f"{where}: no list 'responses' (found: {', '.join(raw)})")
         asked = {field: raw[field] for field in raw if field not in NOT_RANKED}
-        return self.example(asked, where)
+        return self.read_row(asked, where)
 
     def rewards(self, examples):
         """The (K,) rewards of each example.  Raises: DataError where one is not a number."""
@@ -355,7 +365,7 @@ def score(model, rows, tokenizer=None):
     scorer = Scorer(model, tokenizer)
     examples = []
     for number, row in enumerate(rows, 1):
-        examples.append(scorer.example(row, f"row {number}"))
+        examples.append(scorer.read_row(row, f"row {number}"))
     return [float(rewards[0]) for rewards in scorer.rewards(examples)]
 
 
@@ -397,14 +407,7 @@ def command_report(args, scorer):
     results = []
     for path in args.data:
         audit = Audit()
-        rows = read_rows([path], args.skip_bad_rows, audit)
-        options = (scorer.tokenizer, scorer.max_length, audit, args.skip_bad_rows)
-        examples = list(examples_of(rows, *options))
-        print(describe_audit(path, audit.summary()), file=sys.stderr)
-        if not examples:
-            raise DataError(f"{path}: no pairs to evaluate")
-        for example in examples:
-            check_ids(example.sequences, scorer.model, path)
+        examples = examples_of_file(path, scorer, audit, args.skip_bad_rows)
         rewards = scorer.rewards(examples)
         figures = report(rewards, examples)
         print(describe(figures))
@@ -418,37 +421,60 @@ def command_report(args, scorer):
         Path(args.output).write_text(text, "utf-8")
 
 
+def examples_of_file(path, scorer, audit, skip_bad_rows):
+    """The rows of a file, tokenized, and the audit on the terminal.  Raises: DataError."""
+    rows = read_rows([path], skip_bad_rows, audit)
+    options = (scorer.tokenizer, scorer.max_length, audit, skip_bad_rows)
+    examples = list(examples_of(rows, *options))
+    print(describe_audit(path, audit.summary()), file=sys.stderr)
+    if not examples:
+        raise DataError(f"{path}: no pairs to evaluate")
+    for example in examples:
+        check_ids(example.sequences, scorer.model, path)
+    return examples
+
+
 def command_score(args, scorer):
     """Rows in, the same rows out in the same order, each with its reward."""
-    for where, row, example, rewards in scored_rows(args.input, scorer, scorer.example):
-        if len(rewards) > 1:
-            raise DataError(f"{where}: several responses; give one `response`, or use rank, report")
-        row = row | {"reward": float(rewards[0])}
+    for scored in scored_rows(args.input, scorer, scorer.read_row):
+        if len(scored.rewards) > 1:
+            advice = "give one `response`, or use rank, report"
+            raise DataError(f"{scored.where}: several responses; {advice}")
+        row = scored.row | {"reward": float(scored.rewards[0])}
         if args.show_token:
-            ids = example.sequences[0]
+            ids = scored.example.sequences[0]
             last = int(ids[-1])
             token = scorer.tokenizer.backend.id_to_token(last)
-            position = len(ids) - 1
-            row["scored_token"] = {"position": position, "id": last, "token": token}
+            row["scored_token"] = {"position": len(ids) - 1, "id": last, "token": token}
         print(json.dumps(row))
 
 
 def command_rank(args, scorer):
     """Rows with responses in; the same rows out, the responses best first, or only the best."""
-    for _, row, _, rewards in scored_rows(args.input, scorer, scorer.candidates):
-        order = np.argsort(-rewards, kind="stable").tolist()  # ties keep their order
+    for scored in scored_rows(args.input, scorer, scorer.read_candidates):
+        row = scored.row
+        order = np.argsort(-scored.rewards, kind="stable").tolist()  # ties keep their order
         responses = [row["responses"][i] for i in order]
-        ranked = rewards[order].tolist()
+        rewards = scored.rewards[order].tolist()
         if args.best:
             del row["responses"]
-            row |= {"response": responses[0], "reward": ranked[0], "index": order[0]}
+            row |= {"response": responses[0], "reward": rewards[0], "index": order[0]}
         else:
-            row |= {"responses": responses, "rewards": ranked, "order": order}
+            row |= {"responses": responses, "rewards": rewards, "order": order}
         print(json.dumps(row))
 
 
+class Scored(NamedTuple):
+    """A row of `score` or `rank`, and its rewards."""
+
+    where: str  # "file:line"
+    row: dict  # as it was read
+    example: Example
+    rewards: np.ndarray  # (K,)
+
+
 def scored_rows(path, scorer, read):
-    """(where, row, example, rewards) for each row of a file, or of standard input.
+    """Each row of a file, or of standard input, with its rewards.
 
     256 rows are scored at a time: memory holds no more. A bar on a terminal shows the progress.
 
@@ -459,7 +485,7 @@ def scored_rows(path, scorer, read):
     while chunk := list(itertools.islice(rows, 256)):
         examples = [read(row, where) for where, row in chunk]
         for (where, row), example, rewards in zip(chunk, examples, scorer.rewards(examples)):
-            yield where, row, example, rewards
+            yield Scored(where, row, example, rewards)
 
 
 def pick_device(name):

@@ -295,7 +295,7 @@ class RewardModel(nn.Module):
         so training starts near a loss of log 2.
         """
         D = self.config.hidden_size
-        self.score = nn.Linear(D, 1)
+        self.score = nn.Linear(D, 1)  # on the CPU: the old one may have no numbers yet
         nn.init.normal_(self.score.weight, std=1 / math.sqrt(D + 1))
         nn.init.zeros_(self.score.bias)
 
@@ -496,22 +496,6 @@ def read_config(config_json: dict, where: str = "config.json") -> Config:
     for key, only in ONLY.items():
         if config_json.get(key) not in (None, only):
             raise CheckpointError(f"{where}: {key} {config_json[key]!r} is not computed here")
-    filled = dict(config_json)
-    heads = positive_number(filled, "num_attention_heads", where)
-    if family == "llama" and filled.get("num_key_value_heads") is None:
-        filled["num_key_value_heads"] = heads  # Llama 1 does not say it
-    if family != "qwen3" and filled.get("head_dim") is None:  # Qwen3's are wider: it has to say it
-        D = positive_number(filled, "hidden_size", where)
-        if D % heads:
-            raise CheckpointError(f"{where}: hidden_size {D} is not a multiple of {heads} heads")
-        filled["head_dim"] = D // heads
-    values = {}
-    for key in NEEDED:
-        values[key] = positive_number(filled, key, where)
-    if heads % values["num_key_value_heads"] or values["head_dim"] % 2:
-        raise CheckpointError(f"{where}: key/value heads must divide heads; head_dim must be even")
-    for rule, decides in FAMILIES[family].items():
-        values[rule] = config_json.get(decides, False) if isinstance(decides, str) else decides
     return Config(
         model_type=family,
         rms_norm_eps=positive_number(config_json, "rms_norm_eps", where, (int, float)),
@@ -519,8 +503,38 @@ def read_config(config_json: dict, where: str = "config.json") -> Config:
         max_length=longest_text(config_json, where),
         initializer_range=config_json.get("initializer_range", 0.02),
         config_json=config_json,
-        **values,
+        **read_sizes(config_json, where),
+        **read_switches(config_json),
     )
+
+
+def read_sizes(config_json: dict, where: str) -> dict[str, int]:
+    """The numbers of NEEDED. Two of them have defaults in some families."""
+    family, config = config_json["model_type"], dict(config_json)
+    heads = positive_number(config, "num_attention_heads", where)
+    if family == "llama" and config.get("num_key_value_heads") is None:
+        config["num_key_value_heads"] = heads  # Llama 1 does not say it
+    if family != "qwen3" and config.get("head_dim") is None:  # Qwen3's are wider: it has to say it
+        D = positive_number(config, "hidden_size", where)
+        if D % heads:
+            raise CheckpointError(f"{where}: hidden_size {D} is not a multiple of {heads} heads")
+        config["head_dim"] = D // heads
+    sizes = {}
+    for key in NEEDED:
+        sizes[key] = positive_number(config, key, where)
+    if heads % sizes["num_key_value_heads"] or sizes["head_dim"] % 2:
+        raise CheckpointError(f"{where}: key/value heads must divide heads; head_dim must be even")
+    return sizes
+
+
+def read_switches(config_json: dict) -> dict[str, bool]:
+    """qkv_bias and so on, as FAMILIES says."""
+    switches = {}
+    for name, decides in FAMILIES[config_json["model_type"]].items():
+        switches[name] = decides
+        if isinstance(decides, str):
+            switches[name] = config_json.get(decides, False)
+    return switches
 
 
 def longest_text(config_json: dict, where: str) -> int:
@@ -601,15 +615,3 @@ def read_json(path: Path) -> dict:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor in one piece. Of a sharded one (extras/sharding.py) all processes must ask."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def fill(parameter: Tensor, value: Tensor):
-    """parameter.copy_(value). A sharded parameter takes its share of the value."""
-    value = value.to(parameter.device, parameter.dtype)
-    if hasattr(parameter, "full_tensor"):
-        from torch.distributed.tensor import distribute_tensor
-
-        mesh, placements = parameter.device_mesh, parameter.placements
-        # src_data_rank=None: every process has the whole value, nothing is sent.
-        value = distribute_tensor(value, mesh, placements, src_data_rank=None)
-    parameter.copy_(value)

@@ -17,6 +17,7 @@ add --pack: it computes a prompt once for all its responses, and takes the same 
 import argparse
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import json
 import math
@@ -43,325 +44,72 @@ from eval import (
     check_ids, describe, pick_device, report, score, score_examples, usable_length,
 )
 from loss import bradley_terry_loss, pairwise_correct
-from model import CheckpointError, RewardModel, fill, open_model, whole
+from model import CheckpointError, RewardModel, open_model, whole
 
 LOGGING_STEPS = 10  # steps between lines of metrics.jsonl
 WARMUP = 0.05  # share of the steps with a rising learning rate
 BETAS = (0.9, 0.999)  # of AdamW: everybody's
 MAX_LENGTH = 1024  # tokens, where --max-length is not given and the model takes so many
 
-# ---------------------------------------------------------------- options
+# ---------------------------------------------------------------- from start to end
 
 
-def parse_options(argv=None):
-    """The command line -> options, and those that follow from them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    flag = {"action": argparse.BooleanOptionalAction, "default": False}
-    add = parser.add_argument_group("what to learn from").add_argument
-    add("--model", help="folder with config.json, tokenizer.json and safetensors, or owner/name on "
-        "the hub (default: a small decoder from scratch)")
-    add("--data", nargs="+", metavar="FILE", help="rows of prompt, chosen, rejected: .jsonl, "
-        ".json, .gz, a folder, hub:owner/name/FILE, or an earlier run (default: the toy world)")
-    add("--eval-data", nargs="+", metavar="FILE", help="held-out rows (default: some of --data)")
-    add("--eval-fraction", type=float, help="share of prompts to hold out (0.1; toy world 1/6)")
-    add("--max-length", type=int, help="tokens of prompt and response (default: at most 1024)")
-    add("--skip-bad-rows", **flag, help="leave bad rows out and count them")
-    add = parser.add_argument_group("a model from scratch").add_argument
-    add("--hidden-size", type=int, default=64, help="width D (64)")
-    add("--num-hidden-layers", type=int, default=2, help="depth (2)")
-    add("--num-attention-heads", type=int, default=4, help="heads, each D / heads wide (4)")
-    add("--vocab-size", type=int, default=4096, help="byte-level BPE tokens, at most (4096)")
-    add = parser.add_argument_group("how long and how fast").add_argument
-    add("--epochs", type=float, help="passes over the rows (1; toy world 2)")
-    add("--max-steps", type=int, help="optimizer steps, instead of --epochs")
-    add("--batch-size", type=int, help="rows of a step, over all processes (64; toy world 16)")
-    add("--gradient-accumulation-steps", type=int, default=1, help="cut a step into so many "
-        "forward passes, to save memory; the step stays the same (1)")
-    add("--lr", type=float, help="peak learning rate (1e-5; LoRA 1e-4; from scratch 1e-3)")
-    add("--weight-decay", type=float, default=0.01, help="AdamW's, on matrices only (0.01)")
-    add("--max-grad-norm", type=float, default=1.0, help="clip the gradient's 2-norm to this (1)")
-    add = parser.add_argument_group("the loss").add_argument
-    add("--label-smoothing", type=float, default=0.0, help="share of labels that are flipped (0)")
-    add("--center-rewards-coefficient", type=float, default=0.0, help="penalty on (r_w + r_l)² "
-        "that keeps rewards around 0; TRL suggests 0.01 (0)")
-    add = parser.add_argument_group("speed and memory").add_argument
-    add("--pack", **flag, help="a prompt once for all its responses, no padding: for real data")
-    add("--bf16", **flag, help="bfloat16 autocast, float32 weights")
-    add("--fp16", **flag, help="float16 autocast with loss scaling, float32 weights")
-    add("--compile", **flag, help="torch.compile the layers; needs a C++ compiler")
-    add("--gradient-checkpointing", **flag, help="less memory for a third more work, the same step")
-    add("--used-rows", **flag, help="train only the embeddings of tokens that occur")
-    add("--lora-rank", type=int, default=0, help="train two factors beside each matrix instead")
-    add("--freeze-layers", type=int, default=0, help="leave the embedding and N layers as they are")
-    add("--shard", **flag, help="each process keeps a share of the model (FSDP2)")
-    add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
-    add = parser.add_argument_group("what to keep").add_argument
-    add("--output", metavar="RUN", help="run folder (default: runs/toy, or after --data)")
-    add("--resume", metavar="RUN", help="continue this run, with its own options")
-    add("--eval-steps", type=int, help="steps between evaluations (default: three in a run)")
-    add("--save-steps", type=int, default=500, help="steps between checkpoints (500)")
-    add("--seed", type=int, default=0, help="of weights, held-out split and order of rows (0)")
-    args = parser.parse_args(argv)
-    if args.resume:
-        args = options_of_run(parser, argv, args.resume)
-    for name, value in defaults_of(args).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    check_options(parser, args)
-    return args
-
-
-def defaults_of(args):
-    """The defaults that depend on other options."""
-    name = "toy"
-    if args.data:
-        source = Path(args.data[0]).absolute()
-        name = f"{source.parent.name}-{source.name.split('.')[0]}"
-    lr = 1e-5 if args.model else 1e-3
-    return {
-        "batch_size": 64 if args.data else 16,
-        "epochs": 1.0 if args.data else 2.0,
-        "eval_fraction": 0.1 if args.data else 1 / 6,
-        "lr": 1e-4 if args.lora_rank else lr,
-        "output": f"runs/{name}",
-    }
-
-
-# What says only where and how a run computes. It may be given again with --resume.
-FREE = {"resume", "device", "gradient_accumulation_steps", "gradient_checkpointing", "compile",
-        "shard", "pack", "eval_steps", "save_steps"}
-
-
-def options_of_run(parser, argv, run):
-    """The options of an earlier run, and those of FREE that are given again."""
-    path = Path(run) / "options.json"
-    if not path.exists():
-        parser.error(f"--resume {run}: no options.json there, so not a run")
-    saved = json.loads(path.read_text("utf-8"))["options"] | {"output": run}
-    # argparse keeps what the namespace has already, unless the option is given.
-    args = parser.parse_args(argv, argparse.Namespace(**saved))
-    for name, value in saved.items():
-        if getattr(args, name) != value and name not in FREE:
-            parser.error(f"--resume: the run was made with --{name.replace('_', '-')} {value}")
-    return args
-
-
-def check_options(parser, args):
-    """One line for options that mean nothing."""
-    may_be_0 = ("weight_decay", "label_smoothing", "center_rewards_coefficient", "lora_rank",
-                "freeze_layers", "seed")
-    for name, value in vars(args).items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not (value > 0 or (value == 0 and name in may_be_0)):
-                parser.error(f"--{name.replace('_', '-')} {value} is too small")
-    if args.label_smoothing >= 0.5 or args.eval_fraction >= 1:
-        parser.error("--label-smoothing has to be below 0.5, and --eval-fraction below 1")
-    if args.hidden_size % (2 * args.num_attention_heads):
-        parser.error(f"--hidden-size {args.hidden_size} is not a multiple of twice the heads")
-    if args.bf16 and args.fp16:
-        parser.error("choose one of --bf16 and --fp16")
-    if (args.lora_rank or args.freeze_layers) and not args.model:
-        parser.error("--lora-rank and --freeze-layers need --model")
-    if args.eval_data and not args.data:
-        parser.error("--eval-data needs --data")
-
-
-# ---------------------------------------------------------------- data: rows -> tokens
-
-
-def split_rows(args, held_out, audit=None):
-    """The rows to train on, or the held-out ones."""
-    if args.eval_data:
-        yield from read_rows(args.eval_data if held_out else args.data, args.skip_bad_rows, audit)
+def run(args):
+    """Options -> run folder."""
+    output, started = Path(args.output), time.perf_counter()
+    if args.resume and (output / "report.json").exists():
+        say(f"{output} is finished: nothing to resume")
         return
-    rows = read_rows(args.data, args.skip_bad_rows)
-    prompts = held_out_prompts(rows, args.eval_fraction, args.seed)
-    audit = None if held_out else audit  # a bad row is on no side: count it once
-    for row in read_rows(args.data, args.skip_bad_rows, audit):
-        if (prompt_hash(row, args.seed) in prompts) == held_out:
-            yield row
+    if not args.resume:
+        on_first(lambda: open_run_folder(args, output))
+    say(f"run folder {output}, on {args.device}")
+    files = args.data
+    if not files:
+        from extras import toy_world
+
+        files = [str(output / "toy.jsonl")]
+        on_first(lambda: toy_world.write(output / "toy.jsonl", args.seed))
+
+    # 1. Rows -> tokens. The first process writes them into the run folder, once.
+    split = Split(args, files)
+    if not args.model:
+        on_first(lambda: make_tokenizer(args, output, split))
+    model, tokenizer = build_model(args, output)
+    max_length = usable_length(model, tokenizer, args.max_length)
+    if not args.max_length:
+        max_length = min(max_length, MAX_LENGTH)
+    on_first(lambda: write_data(args, output, split, tokenizer, max_length))
+    examples = open_examples(args, output, split, model, tokenizer, max_length)
+
+    # 2. Train, and save the model.
+    prepare(model, args, examples)
+    count = sum(parameter.numel() for _, parameter in trained_parameters(model))
+    say(f"model: {count:,} trained parameters, vocabulary {model.config.vocab_size:,}, value "
+        f"head {model.head_origin}; the reward is read at {tokenizer.end_token!r}")
+    steps = train(args, model, tokenizer, examples)
+    save_model(output, model, tokenizer, max_length)
+
+    # 3. Report on the model that was saved.
+    model = final_report(args, output, tokenizer, examples, steps)
+    if not args.data:
+        say(toy_world.summary(lambda rows: score(model, rows, tokenizer)))
+    held_out = args.eval_data[0] if args.eval_data else examples.folder.parent / "held_out.jsonl"
+    say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
+        f"  python eval.py report {output} --data {held_out}")
 
 
-def make_tokenizer(args, output):
-    """From scratch: learn a tokenizer from the rows to train on, and keep it in the run folder."""
-    if (output / "tokenizer_config.json").exists():  # of a run that is resumed
-        return
-
-    def texts():
-        for row in split_rows(args, held_out=False):
-            for messages in (row.prompt, *row.responses):
-                for message in messages:
-                    # As render writes it: a tokenizer has to learn the words with their spaces.
-                    yield f"{message['role'].capitalize()}: {message['content']}"
-
-    if earlier_run(args):
-        tokenizer = Tokenizer.from_folder(earlier_run(args))
-    else:
-        tokenizer = Tokenizer.train(texts(), args.vocab_size)
-    add_files(output, lambda folder: tokenizer.save(folder, args.max_length or MAX_LENGTH))
-
-
-def write_data(args, output, tokenizer, max_length):
-    """Rows -> tokens/ and held_out.jsonl in the run folder, and the audit on the terminal."""
-    if earlier_run(args) or (output / "tokens").exists():
-        return
-    warning = "A run of train_rm.py. tokens/ and held_out.jsonl hold the texts of its data.\n"
-    (output / "README.md").write_text(warning, "utf-8")
-    with replacing(output / "held_out.jsonl") as path, open(path, "w", encoding="utf-8") as file:
-        for row in split_rows(args, held_out=True):
-            file.write(json.dumps(row.raw) + "\n")
-    with replacing(output / "tokens") as folder:  # last: where it is, the rest is complete
-        folder.mkdir()
-        audits = write_both_sides(args, folder, tokenizer, max_length)
-        (folder / "audit.json").write_text(json.dumps(audits, indent=2) + "\n", "utf-8")
-
-
-def write_both_sides(args, folder, tokenizer, max_length):
-    """The rows to train on and the held-out rows -> tokens. Returns the audits, by side."""
-    audits = {"train": Audit(), "held out": Audit()}
-    sides = []
-    for side, audit in audits.items():
-        rows = split_rows(args, side == "held out", audit)
-        sides.append(examples_of(rows, tokenizer, max_length, audit, args.skip_bad_rows))
-    write_tokens(folder, *sides)  # here the rows are read, a row at a time
-    summaries = {}
-    for side, audit in audits.items():
-        summaries[side] = audit.summary()
-        say(describe_audit(side, summaries[side]))
-        if not summaries[side]["kept"]:
-            raise DataError(f"no pairs left in the {side} data; the audit above says why")
-    return summaries
-
-
-def earlier_run(args):
-    """The run folder that --data names, to use its tokens again; None where it names rows."""
-    path = Path(args.data[0])
-    return path if (path / "tokens").is_dir() else None
-
-
-def open_examples(args, output, model, tokenizer, max_length):
-    """The tokens of this run, or of an earlier one.  Raises: DataError if they do not fit."""
-    earlier = earlier_run(args)
-    examples = Examples((earlier or output) / "tokens")
-    check_ids([examples.ids], model, str(examples.folder))
-    if earlier:
-        if args.eval_data or len(args.data) > 1:
-            raise DataError(f"--data {earlier}: a run has its own held-out rows; give it alone")
-        theirs = Tokenizer.from_folder(earlier).backend
-        same = theirs.to_str() == tokenizer.backend.to_str()
-        if not same or examples.lengths.max() > max_length:
-            raise DataError(f"--data {earlier}: other tokenizer or --max-length; give the rows")
-    return examples
-
-
-# ---------------------------------------------------------------- model and optimizer
-
-
-def build_model(args, output):
-    """The model to train, and its tokenizer."""
-    torch.manual_seed(args.seed)
-    if args.model:
-        model = open_model(args.model, fresh_head=True)
-        return model, Tokenizer.from_folder(model.folder)
-    tokenizer = Tokenizer.from_folder(output)
-    D, heads = args.hidden_size, args.num_attention_heads
-    model = RewardModel.from_scratch({
-        "model_type": "llama",
-        "vocab_size": tokenizer.backend.get_vocab_size(),
-        "hidden_size": D,
-        "intermediate_size": 8 * math.ceil(D / 3),
-        "num_hidden_layers": args.num_hidden_layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
-        "head_dim": D // heads,
-        "max_position_embeddings": args.max_length or MAX_LENGTH,
-        "rope_theta": 10000.0,
-        "rms_norm_eps": 1e-5,
-        "hidden_act": "silu",
-        # The usual 0.02 is about this at D = 1024. At D = 64 it would leave attention uniform for
-        # hundreds of steps.
-        "initializer_range": round(0.65 / math.sqrt(D), 4),
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.end_id,
-    })
-    return model, tokenizer
-
-
-def prepare(model, args, examples):
-    """Decide what is trained and how it is computed, and bring the weights to the device.
-
-    With `place` this is the door from train_rm.py to the extras that change how a model is trained.
-    """
-    # The bias cancels in every difference. Its gradient is rounding noise, of which Adam would
-    # make steps of size lr. So it is trained only where the centering penalty gives it a gradient.
-    model.score.bias.requires_grad_(args.center_rewards_coefficient > 0)
-    model.model.gradient_checkpointing = args.gradient_checkpointing
-    if args.lora_rank or args.freeze_layers:
-        from extras import lora
-
-        lora.train_less(model, args.freeze_layers, args.lora_rank)
-    if args.used_rows:
-        from extras import used_rows
-
-        used_rows.train_only(model, examples.ids)
-    place(model, args, autocast_dtype(args))
-    if args.compile:
-        from extras import compiling
-
-        compiling.compile_layers(model)
-
-
-def place(model, args, dtype=None):
-    """Bring the weights to the device: all of them, or with --shard this process's share."""
-    if args.shard:
-        from extras import sharding
-
-        sharding.shard(model, args.device, dtype)
-    else:
-        model.take_weights(args.device)
-
-
-def trained_parameters(model):
-    """(name, parameter) of all that is trained."""
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-
-
-def make_optimizer(model, args):
-    """AdamW (Loshchilov & Hutter 2019), with weight decay on matrices only.
-
-    To pull the weight of a norm to 0 serves nothing, and a bias has no size to limit.
-    """
-    matrices, vectors = [], []
-    for _, parameter in trained_parameters(model):
-        if parameter.ndim >= 2:
-            matrices.append(parameter)
-        else:
-            vectors.append(parameter)
-    groups = [
-        {"params": matrices, "weight_decay": args.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    # fused: one pass over memory instead of a dozen.
-    return torch.optim.AdamW(groups, lr=args.lr, betas=BETAS, fused=True)
-
-
-def learning_rate(step, total, args):
-    """Up to args.lr during warmup, then down to 0 along half a cosine."""
-    warmup = math.ceil(WARMUP * total)
-    if step < warmup:
-        return args.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return args.lr * (0.5 + 0.5 * math.cos(math.pi * progress))
-
-
-def autocast_dtype(args):
-    """The type that --bf16 or --fp16 computes in. None: float32."""
-    if args.bf16:
-        return torch.bfloat16
-    return torch.float16 if args.fp16 else None
-
+def final_report(args, output, tokenizer, examples, steps):
+    """Open the saved model, evaluate it in float32 and write report.json. Returns the model."""
+    model = open_model(output)
+    place(model, args)
+    figures = evaluate(args, model, tokenizer, examples)
+    with Progress(output, steps, steps) as progress:
+        progress.log_evaluation(steps, figures)
+    if process() == 0:
+        with replacing(output / "report.json") as path:
+            path.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    say(f"\n{describe(figures)}\n")
+    return model
 
 # ---------------------------------------------------------------- the loop
 
@@ -518,38 +266,211 @@ def evaluate(args, model, tokenizer, examples, dtype=None):
     rewards = score_examples(model, held_out, batch_function(args.pack), tokenizer.pad_id, dtype)
     return report(rewards, held_out)
 
-
-class Stopped(Exception):
-    """A signal asked to stop, and a checkpoint is written."""
+# ---------------------------------------------------------------- model and optimizer
 
 
-@contextlib.contextmanager
-def stop_signals():
-    """The signals received so far. Ctrl-C, or SIGTERM from a cluster, stops after the step."""
-    received = []
+def build_model(args, output):
+    """The model to train, and its tokenizer."""
+    torch.manual_seed(args.seed)
+    if args.model:
+        model = open_model(args.model, fresh_head=True)
+        return model, Tokenizer.from_folder(model.folder)
+    tokenizer = Tokenizer.from_folder(output)
+    D, heads = args.hidden_size, args.num_attention_heads
+    model = RewardModel.from_scratch({
+        "model_type": "llama",
+        "vocab_size": tokenizer.backend.get_vocab_size(),
+        "hidden_size": D,
+        "intermediate_size": 8 * math.ceil(D / 3),
+        "num_hidden_layers": args.num_hidden_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": D // heads,
+        "max_position_embeddings": args.max_length or MAX_LENGTH,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        # The usual 0.02 is about this at D = 1024. At D = 64 it would leave attention uniform for
+        # hundreds of steps.
+        "initializer_range": round(0.65 / math.sqrt(D), 4),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.end_id,
+    })
+    return model, tokenizer
 
-    def on_signal(number, frame):
-        # A second one stops at once; but torchrun passes on the Ctrl-C that the terminal has sent
-        # already, so it counts only after two seconds.
-        if received and time.monotonic() - received[0][1] > 2:
-            raise KeyboardInterrupt
-        received.append((number, time.monotonic()))
 
-    before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def prepare(model, args, examples):
+    """Decide what is trained and how it is computed, and bring the weights to the device.
+
+    With `place` this is the door from train_rm.py to the extras that change how a model is trained.
+    """
+    # The bias cancels in every difference. Its gradient is rounding noise, of which Adam would
+    # make steps of size lr. So it is trained only where the centering penalty gives it a gradient.
+    model.score.bias.requires_grad_(args.center_rewards_coefficient > 0)
+    model.model.gradient_checkpointing = args.gradient_checkpointing
+    if args.lora_rank or args.freeze_layers:
+        from extras import lora
+
+        lora.train_less(model, args.freeze_layers, args.lora_rank)
+    if args.used_rows:
+        from extras import used_rows
+
+        used_rows.train_only(model, examples.ids)
+    place(model, args, autocast_dtype(args))
+    if args.compile:
+        from extras import compiling
+
+        compiling.compile_layers(model)
 
 
-def asked_to_stop(received, device):
-    """The signal that any of the processes has received, or 0."""
-    number = torch.tensor(received[0][0] if received else 0, device=device)
-    if processes() > 1:
-        dist.all_reduce(number, dist.ReduceOp.MAX)
-    return int(number)
+def place(model, args, dtype=None):
+    """Bring the weights to the device: all of them, or with --shard this process's share."""
+    if args.shard:
+        from extras import sharding
 
+        sharding.shard(model, args.device, dtype)
+    else:
+        model.take_weights(args.device)
+
+
+def trained_parameters(model):
+    """(name, parameter) of all that is trained."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def make_optimizer(model, args):
+    """AdamW (Loshchilov & Hutter 2019), with weight decay on matrices only.
+
+    To pull the weight of a norm to 0 serves nothing, and a bias has no size to limit.
+    """
+    matrices, vectors = [], []
+    for _, parameter in trained_parameters(model):
+        if parameter.ndim >= 2:
+            matrices.append(parameter)
+        else:
+            vectors.append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": args.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    # fused: one pass over memory instead of a dozen.
+    return torch.optim.AdamW(groups, lr=args.lr, betas=BETAS, fused=True)
+
+
+def learning_rate(step, total, args):
+    """Up to args.lr during warmup, then down to 0 along half a cosine."""
+    warmup = math.ceil(WARMUP * total)
+    if step < warmup:
+        return args.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return args.lr * (0.5 + 0.5 * math.cos(math.pi * progress))
+
+
+def autocast_dtype(args):
+    """The type that --bf16 or --fp16 computes in. None: float32."""
+    if args.bf16:
+        return torch.bfloat16
+    return torch.float16 if args.fp16 else None
+
+# ---------------------------------------------------------------- data: rows -> tokens
+
+
+class Split:
+    """The rows of a run: those to train on, and those that are held out."""
+
+    def __init__(self, args, files):
+        self.args, self.files = args, files
+
+    @functools.cached_property
+    def held_out_hashes(self):
+        """The prompts that are held out. To know them, all rows are read once."""
+        rows = read_rows(self.files, self.args.skip_bad_rows)
+        return held_out_prompts(rows, self.args.eval_fraction, self.args.seed)
+
+    def rows(self, held_out, audit=None):
+        """The rows of one side, in the order of the files. The audit counts bad rows."""
+        args = self.args
+        if args.eval_data:
+            files = args.eval_data if held_out else self.files
+            yield from read_rows(files, args.skip_bad_rows, audit)
+            return
+        audit = None if held_out else audit  # a bad row is on no side: count it once
+        for row in read_rows(self.files, args.skip_bad_rows, audit):
+            is_held_out = prompt_hash(row, args.seed) in self.held_out_hashes
+            if is_held_out == held_out:
+                yield row
+
+    def earlier_run(self):
+        """The run folder that --data names, to use its tokens again; None where it names rows."""
+        folder = Path(self.files[0])
+        return folder if (folder / "tokens").is_dir() else None
+
+
+def make_tokenizer(args, output, split):
+    """From scratch: learn a tokenizer from the rows to train on, and keep it in the run folder."""
+    if (output / "tokenizer_config.json").exists():  # of a run that is resumed
+        return
+    earlier = split.earlier_run()
+    if earlier:
+        tokenizer = Tokenizer.from_folder(earlier)
+    else:
+        tokenizer = Tokenizer.train(texts_of(split.rows(held_out=False)), args.vocab_size)
+    add_files(output, lambda folder: tokenizer.save(folder, args.max_length or MAX_LENGTH))
+
+
+def texts_of(rows):
+    """What a tokenizer learns from: each message as render writes it, with its spaces."""
+    for row in rows:
+        for messages in (row.prompt, *row.responses):
+            for message in messages:
+                yield f"{message['role'].capitalize()}: {message['content']}"
+
+
+def write_data(args, output, split, tokenizer, max_length):
+    """Rows -> tokens/ and held_out.jsonl in the run folder, and the audit on the terminal."""
+    if split.earlier_run() or (output / "tokens").exists():
+        return
+    warning = "A run of train_rm.py. tokens/ and held_out.jsonl hold the texts of its data.\n"
+    (output / "README.md").write_text(warning, "utf-8")
+    with replacing(output / "held_out.jsonl") as path, open(path, "w", encoding="utf-8") as file:
+        for row in split.rows(held_out=True):
+            file.write(json.dumps(row.raw) + "\n")
+    with replacing(output / "tokens") as folder:  # last: where it is, the rest is complete
+        folder.mkdir()
+        audits = write_both_sides(folder, split, tokenizer, max_length, args.skip_bad_rows)
+        (folder / "audit.json").write_text(json.dumps(audits, indent=2) + "\n", "utf-8")
+
+
+def write_both_sides(folder, split, tokenizer, max_length, skip_bad_rows):
+    """The rows to train on and the held-out rows -> tokens. Returns the audits, by side."""
+    audits = {"train": Audit(), "held out": Audit()}
+    sides = []
+    for side, audit in audits.items():
+        rows = split.rows(side == "held out", audit)
+        sides.append(examples_of(rows, tokenizer, max_length, audit, skip_bad_rows))
+    write_tokens(folder, *sides)  # here the rows are read, one at a time
+    summaries = {}
+    for side, audit in audits.items():
+        summaries[side] = audit.summary()
+        say(describe_audit(side, summaries[side]))
+        if not summaries[side]["kept"]:
+            raise DataError(f"no pairs left in the {side} data; the audit above says why")
+    return summaries
+
+
+def open_examples(args, output, split, model, tokenizer, max_length):
+    """The tokens of this run, or of an earlier one.  Raises: DataError if they do not fit."""
+    earlier = split.earlier_run()
+    examples = Examples((earlier or output) / "tokens")
+    check_ids([examples.ids], model, str(examples.folder))
+    if earlier:
+        if args.eval_data or len(args.data) > 1:
+            raise DataError(f"--data {earlier}: a run has its own held-out rows; give it alone")
+        theirs = Tokenizer.from_folder(earlier).backend
+        same = theirs.to_str() == tokenizer.backend.to_str()
+        if not same or examples.lengths.max() > max_length:
+            raise DataError(f"--data {earlier}: other tokenizer or --max-length; give the rows")
+    return examples
 
 # ---------------------------------------------------------------- progress and metrics.jsonl
 
@@ -622,7 +543,6 @@ def keep_lines(path, until):
     with replacing(path) as temporary:
         temporary.write_text("".join(kept), "utf-8")
 
-
 # ---------------------------------------------------------------- checkpoints
 
 
@@ -676,9 +596,49 @@ def load_checkpoint(args, model, optimizer, scaler):
     return state["step"], state["since_log"]
 
 
+def fill(parameter, value):
+    """parameter.copy_(value). A sharded parameter takes its share of the value."""
+    value = value.to(parameter.device, parameter.dtype)
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, placements = parameter.device_mesh, parameter.placements
+        # src_data_rank=None: every process has the whole value, nothing is sent.
+        value = distribute_tensor(value, mesh, placements, src_data_rank=None)
+    parameter.copy_(value)
+
+
 def checkpoints(output):
     """The complete checkpoints of a run folder, oldest first."""
     return sorted(output.glob("checkpoint-*.safetensors"), key=lambda p: int(p.stem[11:]))
+
+# ---------------------------------------------------------------- files in the run folder
+
+
+# What a start leaves that failed before its data were read.
+AT_START = {"options.json", "README.md", "toy.jsonl", "tokenizer.json", "tokenizer_config.json",
+            "held_out.jsonl", "new"}
+
+
+def open_run_folder(args, output):
+    """Make the run folder and write options.json. An earlier run there is moved, never lost."""
+    output.mkdir(parents=True, exist_ok=True)
+    there = {path.name for path in output.iterdir() if path.suffix != ".tmp"}
+    if there and "options.json" not in there:
+        raise DataError(f"--output {output}: holds files that are not a run's; choose a new folder")
+    if there - AT_START:
+        number = 1
+        while output.with_name(f"{output.name}.{number}").exists():
+            number += 1
+        output.rename(output.with_name(f"{output.name}.{number}"))
+        say(f"an earlier run was in {output}; it is now in {output}.{number}")
+        output.mkdir()
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("numpy", "safetensors", "tokenizers"):
+        versions[name] = importlib.metadata.version(name)
+    about = {"options": vars(args) | {"device": str(args.device)}, "versions": versions}
+    with replacing(output / "options.json") as path:
+        path.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
 
 
 def save_model(output, model, tokenizer, max_length):
@@ -736,8 +696,7 @@ def remove(path):
     else:
         path.unlink(missing_ok=True)
 
-
-# ---------------------------------------------------------------- processes
+# ---------------------------------------------------------------- processes, and signals to stop
 
 
 def process():
@@ -784,90 +743,153 @@ def on_first(work):
         raise error[0]
 
 
-# ---------------------------------------------------------------- from start to end
+class Stopped(Exception):
+    """A signal asked to stop, and a checkpoint is written."""
 
 
-def run(args):
-    """Options -> run folder."""
-    output, started = Path(args.output), time.perf_counter()
-    if args.resume and (output / "report.json").exists():
-        say(f"{output} is finished: nothing to resume")
-        return
-    if not args.resume:
-        on_first(lambda: open_run_folder(args, output))
-    say(f"run folder {output}, on {args.device}")
+@contextlib.contextmanager
+def stop_signals():
+    """The signals received so far. Ctrl-C, or SIGTERM from a cluster, stops after the step."""
+    received = []
 
-    # 1. The data: rows -> tokens, written once into the run folder.
-    toy = args.data is None
-    if toy:
-        from extras import toy_world
+    def on_signal(number, frame):
+        # A second one stops at once; but torchrun passes on the Ctrl-C that the terminal has sent
+        # already, so it counts only after two seconds.
+        if received and time.monotonic() - received[0][1] > 2:
+            raise KeyboardInterrupt
+        received.append((number, time.monotonic()))
 
-        args.data = [str(output / "toy.jsonl")]
-        on_first(lambda: toy_world.write(output / "toy.jsonl", args.seed))
-    if not args.model:  # the rows are read once more below: ids need a tokenizer first
-        on_first(lambda: make_tokenizer(args, output))
-    model, tokenizer = build_model(args, output)
-    max_length = usable_length(model, tokenizer, args.max_length)
-    if not args.max_length:
-        max_length = min(max_length, MAX_LENGTH)
-    on_first(lambda: write_data(args, output, tokenizer, max_length))
-    examples = open_examples(args, output, model, tokenizer, max_length)
-
-    # 2. Train and save.
-    prepare(model, args, examples)
-    count = sum(parameter.numel() for _, parameter in trained_parameters(model))
-    say(f"model: {count:,} trained parameters, vocabulary {model.config.vocab_size:,}, value "
-        f"head {model.head_origin}; the reward is read at {tokenizer.end_token!r}")
-    steps = train(args, model, tokenizer, examples)
-    save_model(output, model, tokenizer, max_length)
-
-    # 3. Report on the model that was saved.
-    model = final_report(args, output, tokenizer, examples, steps)
-    if toy:
-        say(toy_world.summary(lambda rows: score(model, rows, tokenizer)))
-    held_out = args.eval_data[0] if args.eval_data else examples.folder.parent / "held_out.jsonl"
-    say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
-        f"  python eval.py report {output} --data {held_out}")
+    before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def final_report(args, output, tokenizer, examples, steps):
-    """Open the saved model, evaluate it in float32 and write report.json. Returns the model."""
-    model = open_model(output)
-    place(model, args)
-    figures = evaluate(args, model, tokenizer, examples)
-    with Progress(output, steps, steps) as progress:
-        progress.log_evaluation(steps, figures)
-    if process() == 0:
-        with replacing(output / "report.json") as path:
-            path.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
-    say(f"\n{describe(figures)}\n")
-    return model
+def asked_to_stop(received, device):
+    """The signal that any of the processes has received, or 0."""
+    number = torch.tensor(received[0][0] if received else 0, device=device)
+    if processes() > 1:
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+    return int(number)
+
+# ---------------------------------------------------------------- the command line
 
 
-# What a start leaves that failed before its data were read.
-AT_START = {"options.json", "README.md", "toy.jsonl", "tokenizer.json", "tokenizer_config.json",
-            "held_out.jsonl", "new"}
+def parse_options(argv=None):
+    """The command line -> options, and those that follow from them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flag = {"action": argparse.BooleanOptionalAction, "default": False}
+    add = parser.add_argument_group("what to learn from").add_argument
+    add("--model", help="folder with config.json, tokenizer.json and safetensors, or owner/name on "
+        "the hub (default: a small decoder from scratch)")
+    add("--data", nargs="+", metavar="FILE", help="rows of prompt, chosen, rejected: .jsonl, "
+        ".json, .gz, a folder, hub:owner/name/FILE, or an earlier run (default: the toy world)")
+    add("--eval-data", nargs="+", metavar="FILE", help="held-out rows (default: some of --data)")
+    add("--eval-fraction", type=float, help="share of prompts to hold out (0.1; toy world 1/6)")
+    add("--max-length", type=int, help="tokens of prompt and response (default: at most 1024)")
+    add("--skip-bad-rows", **flag, help="leave bad rows out and count them")
+    add = parser.add_argument_group("a model from scratch").add_argument
+    add("--hidden-size", type=int, default=64, help="width D (64)")
+    add("--num-hidden-layers", type=int, default=2, help="depth (2)")
+    add("--num-attention-heads", type=int, default=4, help="heads, each D / heads wide (4)")
+    add("--vocab-size", type=int, default=4096, help="byte-level BPE tokens, at most (4096)")
+    add = parser.add_argument_group("how long and how fast").add_argument
+    add("--epochs", type=float, help="passes over the rows (1; toy world 2)")
+    add("--max-steps", type=int, help="optimizer steps, instead of --epochs")
+    add("--batch-size", type=int, help="rows of a step, over all processes (64; toy world 16)")
+    add("--gradient-accumulation-steps", type=int, default=1, help="cut a step into so many "
+        "forward passes, to save memory; the step stays the same (1)")
+    add("--lr", type=float, help="peak learning rate (1e-5; LoRA 1e-4; from scratch 1e-3)")
+    add("--weight-decay", type=float, default=0.01, help="AdamW's, on matrices only (0.01)")
+    add("--max-grad-norm", type=float, default=1.0, help="clip the gradient's 2-norm to this (1)")
+    add = parser.add_argument_group("the loss").add_argument
+    add("--label-smoothing", type=float, default=0.0, help="share of labels that are flipped (0)")
+    add("--center-rewards-coefficient", type=float, default=0.0, help="penalty on (r_w + r_l)² "
+        "that keeps rewards around 0; TRL suggests 0.01 (0)")
+    add = parser.add_argument_group("speed and memory").add_argument
+    add("--pack", **flag, help="a prompt once for all its responses, no padding: for real data")
+    add("--bf16", **flag, help="bfloat16 autocast, float32 weights")
+    add("--fp16", **flag, help="float16 autocast with loss scaling, float32 weights")
+    add("--compile", **flag, help="torch.compile the layers; needs a C++ compiler")
+    add("--gradient-checkpointing", **flag, help="less memory for a third more work, the same step")
+    add("--used-rows", **flag, help="train only the embeddings of tokens that occur")
+    add("--lora-rank", type=int, default=0, help="train two factors beside each matrix instead")
+    add("--freeze-layers", type=int, default=0, help="leave the embedding and N layers as they are")
+    add("--shard", **flag, help="each process keeps a share of the model (FSDP2)")
+    add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
+    add = parser.add_argument_group("what to keep").add_argument
+    add("--output", metavar="RUN", help="run folder (default: runs/toy, or after --data)")
+    add("--resume", metavar="RUN", help="continue this run, with its own options")
+    add("--eval-steps", type=int, help="steps between evaluations (default: three in a run)")
+    add("--save-steps", type=int, default=500, help="steps between checkpoints (500)")
+    add("--seed", type=int, default=0, help="of weights, held-out split and order of rows (0)")
+    args = parser.parse_args(argv)
+    if args.resume:
+        args = options_of_run(parser, argv, args.resume)
+    for name, value in defaults_of(args).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    check_options(parser, args)
+    return args
 
 
-def open_run_folder(args, output):
-    """Make the run folder and write options.json. An earlier run there is moved, never lost."""
-    output.mkdir(parents=True, exist_ok=True)
-    there = {path.name for path in output.iterdir() if path.suffix != ".tmp"}
-    if there and "options.json" not in there:
-        raise DataError(f"--output {output}: holds files that are not a run's; choose a new folder")
-    if there - AT_START:
-        number = 1
-        while output.with_name(f"{output.name}.{number}").exists():
-            number += 1
-        output.rename(output.with_name(f"{output.name}.{number}"))
-        say(f"an earlier run was in {output}; it is now in {output}.{number}")
-        output.mkdir()
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("numpy", "safetensors", "tokenizers"):
-        versions[name] = importlib.metadata.version(name)
-    about = {"options": vars(args) | {"device": str(args.device)}, "versions": versions}
-    with replacing(output / "options.json") as path:
-        path.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+def defaults_of(args):
+    """The defaults that depend on other options."""
+    name = "toy"
+    if args.data:
+        source = Path(args.data[0]).absolute()
+        name = f"{source.parent.name}-{source.name.split('.')[0]}"
+    lr = 1e-5 if args.model else 1e-3
+    return {
+        "batch_size": 64 if args.data else 16,
+        "epochs": 1.0 if args.data else 2.0,
+        "eval_fraction": 0.1 if args.data else 1 / 6,
+        "lr": 1e-4 if args.lora_rank else lr,
+        "output": f"runs/{name}",
+    }
+
+
+# What says only where and how a run computes. It may be given again with --resume.
+FREE = {"resume", "device", "gradient_accumulation_steps", "gradient_checkpointing", "compile",
+        "shard", "pack", "eval_steps", "save_steps"}
+
+
+def options_of_run(parser, argv, run):
+    """The options of an earlier run, and those of FREE that are given again."""
+    path = Path(run) / "options.json"
+    if not path.exists():
+        parser.error(f"--resume {run}: no options.json there, so not a run")
+    saved = json.loads(path.read_text("utf-8"))["options"] | {"output": run}
+    # argparse keeps what the namespace has already, unless the option is given.
+    args = parser.parse_args(argv, argparse.Namespace(**saved))
+    for name, value in saved.items():
+        if getattr(args, name) != value and name not in FREE:
+            parser.error(f"--resume: the run was made with --{name.replace('_', '-')} {value}")
+    return args
+
+
+def check_options(parser, args):
+    """One line for options that mean nothing."""
+    may_be_0 = ("weight_decay", "label_smoothing", "center_rewards_coefficient", "lora_rank",
+                "freeze_layers", "seed")
+    for name, value in vars(args).items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not (value > 0 or (value == 0 and name in may_be_0)):
+                parser.error(f"--{name.replace('_', '-')} {value} is too small")
+    if args.label_smoothing >= 0.5 or args.eval_fraction >= 1:
+        parser.error("--label-smoothing has to be below 0.5, and --eval-fraction below 1")
+    if args.hidden_size % (2 * args.num_attention_heads):
+        parser.error(f"--hidden-size {args.hidden_size} is not a multiple of twice the heads")
+    if args.bf16 and args.fp16:
+        parser.error("choose one of --bf16 and --fp16")
+    if (args.lora_rank or args.freeze_layers) and not args.model:
+        parser.error("--lora-rank and --freeze-layers need --model")
+    if args.eval_data and not args.data:
+        parser.error("--eval-data needs --data")
 
 
 def main(argv=None):

@@ -27,7 +27,7 @@ import train_rm
 from data import Audit, Examples, batch_function, examples_of, read_rows, rows_of_step, write_tokens
 from eval import score_examples
 from extras import sharding
-from model import fill, open_model, whole
+from model import open_model, whole
 
 SHARD = "--shard"
 TWICE = ["--gradient-accumulation-steps", "2"]
@@ -211,7 +211,7 @@ def survives_checkpoint(folder: Path, kind: str) -> bool:
         if parameter.requires_grad:
             value = torch.randn(parameter.shape, generator=random)
             with torch.no_grad():
-                fill(parameter, value)
+                train_rm.fill(parameter, value)
             if not torch.equal(whole(parameter), value):
                 return False
     return True
