@@ -82,20 +82,11 @@ def parse_row(raw: dict, where: str = "row") -> Row:
     fields, scores = responses_of(row, where)
     responses = []
     for field, value in fields.items():
-        response = to_messages(value, "assistant", where, field)
-        if response and response[-1]["role"] != "assistant":
-            last = response[-1]["role"]
-            raise DataError(f"{where}: field {field!r} ends with a turn of {last!r}")
-        if response and prompt and prompt[-1]["role"] == response[0]["role"]:
-            raise DataError(f"{where}: field 'prompt' already ends with a turn of the assistant")
-        responses.append(response)
-    margin, gold = 0.0, []
+        responses.append(read_response(value, prompt, where, field))
+    margin = 0.0
     if row.get("margin") is not None:
         margin = to_number(row["margin"], where, "margin")
-    if "gold_chosen" in row and "chosen" in row:
-        for field in ("gold_chosen", "gold_rejected"):
-            gold.append(to_number(row.get(field), where, field))
-    return Row(prompt, responses, scores, margin, gold, where, raw)
+    return Row(prompt, responses, scores, margin, gold_of(row, where), where, raw)
 
 
 def is_native(row):
@@ -136,6 +127,25 @@ def responses_of(row, where):
         raise DataError(f"{where}: field 'responses' is not a non-empty list")
     fields = {f"responses[{i}]": value for i, value in enumerate(values)}
     return fields, scores_of(row, len(values), where)
+
+
+def read_response(value, prompt, where, field):
+    """A response as messages. They have to follow the prompt, and to end with the assistant's."""
+    response = to_messages(value, "assistant", where, field)
+    if response and response[-1]["role"] != "assistant":
+        last = response[-1]["role"]
+        raise DataError(f"{where}: field {field!r} ends with a turn of {last!r}")
+    if response and prompt and prompt[-1]["role"] == response[0]["role"]:
+        raise DataError(f"{where}: field 'prompt' already ends with a turn of the assistant")
+    return response
+
+
+def gold_of(row, where):
+    """The true rewards of a pair, where the row has them."""
+    if "gold_chosen" not in row or "chosen" not in row:
+        return []
+    fields = ("gold_chosen", "gold_rejected")
+    return [to_number(row.get(field), where, field) for field in fields]
 
 
 def scores_of(row, count, where):
@@ -237,7 +247,7 @@ def prompt_hash(row, seed=0):
 
 
 def text_hash(text):
-    """64 bits for a text. A million texts fit into memory, and no two of them share theirs."""
+    """64 bits for a text. That any two of a million are equal has a chance of 3 in 100 million."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
@@ -267,6 +277,11 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '\nAssistant:' if messages else 'Assistant:' }}"
     "{% else %}{{ eos_token }}{% endif %}"
 )
+
+
+def turn_text(message):
+    """One turn: "User: …". CHAT_TEMPLATE says the same to other tools: change both."""
+    return f"{message['role'].capitalize()}: {message['content']}"
 
 
 class Tokenizer:
@@ -299,27 +314,25 @@ class Tokenizer:
 
     def render(self, messages, add_generation_prompt=False):
         """The text of a dialogue; add_generation_prompt: up to where the answer begins."""
-        lines = []
-        for message in messages:
-            lines.append(f"{message['role'].capitalize()}: {message['content']}")
+        lines = list(map(turn_text, messages))
         if add_generation_prompt:
             return self.bos + "\n".join([*lines, "Assistant:"])
         return self.bos + "\n".join(lines) + self.end_token
 
     def encode(self, texts):
         """Rendered texts -> ids, int32, with one end token and nothing after it."""
-        closed = []
+        with_end = []
         for text in texts:
-            closed.append(text if text.endswith(self.end_token) else text + self.end_token)
-        encodings = self.backend.encode_batch(closed, add_special_tokens=False)
+            with_end.append(text if text.endswith(self.end_token) else text + self.end_token)
+        encodings = self.backend.encode_batch(with_end, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def encode_row(self, row: Row) -> tuple[list[np.ndarray], int]:
         """The sequences of a row, and where the response starts in each of them.
 
-        That is how many leading ids all sequences share with the prompt alone. (The text of the
-        prompt would not do: a template may rewrite it. Qwen3's puts a think block before the last
-        answer.)  Raises: DataError.
+        The start is the number of leading ids that all sequences share with the prompt alone. (The
+        text of the prompt would not do: a template may rewrite it. Qwen3's puts a think block
+        before the last answer.)  Raises: DataError.
         """
         try:
             texts = [self.render(row.prompt, add_generation_prompt=True) if row.prompt else ""]
@@ -385,7 +398,9 @@ class Tokenizer:
         candidates = [self.names.get(f"{name}_token") for name in ("pad", "unk", "bos")]
         ids = [self.backend.token_to_id(token) for token in candidates if token]
         vocab_size = self.config.get("vocab_size") or 2**31  # of the model
-        return next(i for i in (*ids, 0, 1) if i != self.end_id and i < vocab_size)
+        for pad_id in (*ids, 0, 1):  # of any two ids one is not the end token
+            if pad_id != self.end_id and pad_id < vocab_size:
+                return pad_id
 
     @classmethod
     def from_folder(cls, folder):
@@ -520,7 +535,8 @@ def examples_of(rows, tokenizer, max_length, audit, skip_bad_rows=False):
         except DataError:
             if not skip_bad_rows:
                 raise
-            audit.left_out["refused by the template" if row.scores else "malformed"] += 1
+            reason = "malformed" if len(row.scores) < 2 else "refused by the template"
+            audit.left_out[reason] += 1
         else:
             audit.add(example)
             yield example
@@ -574,21 +590,26 @@ class Audit:
 
     def add(self, example):
         """Count a row that is kept."""
-        lengths, responses = list(map(len, example.sequences)), example.row.responses
+        lengths = list(map(len, example.sequences))
+        responses = example.row.responses
         self.lengths[max(lengths)] += 1
         self.prompts.add(example.prompt)
         self.counts["shortened"] += example.shortened
         self.counts["tokens"] += sum(lengths)
         self.counts["prompt tokens"] += example.start * len(lengths)
         for better, worse in example.pairs():
-            pair = [example.prompt, responses[better], responses[worse]]
-            swapped = [example.prompt, responses[worse], responses[better]]
-            self.counts["pairs"] += 1
-            self.counts["duplicates"] += text_hash(json.dumps(pair)) in self.pairs
-            self.counts["contradictions"] += text_hash(json.dumps(swapped)) in self.pairs
-            self.pairs.add(text_hash(json.dumps(pair)))
+            self.count_pair(example.prompt, responses[better], responses[worse])
             difference = np.sign(lengths[better] - lengths[worse])
             self.counts["longer wins"] += (1 + difference) / 2  # equal lengths: half
+
+    def count_pair(self, prompt, better, worse):
+        """One more pair. Was it, or its reverse, there before?"""
+        pair = text_hash(json.dumps([prompt, better, worse]))
+        reverse = text_hash(json.dumps([prompt, worse, better]))
+        self.counts["pairs"] += 1
+        self.counts["duplicates"] += pair in self.pairs
+        self.counts["contradictions"] += reverse in self.pairs
+        self.pairs.add(pair)
 
     def summary(self):
         """The figures, for options.json."""
@@ -609,9 +630,9 @@ class Audit:
         }
 
 
-def describe_audit(name, audit):
+def describe_audit(name, summary):
     """The audit in a few lines for a terminal."""
-    a = audit
+    a = summary
     left_out = f"{a['read'] - a['kept']} left out"
     reasons = [f"{count} {reason}" for reason, count in a["left_out"].items() if count]
     if reasons:
@@ -717,19 +738,20 @@ class Examples:
 # ---------------------------------------------------------------- which rows a step learns from
 
 
-def rows_of_step(rows, step, batch_size, seed):
+def rows_of_step(row_numbers, step, batch_size, seed):
     """The numbers of the rows that one optimizer step learns from. They follow from the step alone.
 
     So a resumed run needs no other memory of where it was. An epoch is a permutation of all rows,
     cut into ceil(rows / batch_size) steps of equal size, give or take one: 65 rows by 64 are 33
     and 32.
     """
-    steps = math.ceil(len(rows) / batch_size)  # of an epoch
+    count = len(row_numbers)
+    steps = math.ceil(count / batch_size)  # of an epoch
     epoch, step_of_epoch = divmod(step, steps)
-    order = epoch_order(len(rows), seed, epoch)
-    first = step_of_epoch * len(rows) // steps
-    end = (step_of_epoch + 1) * len(rows) // steps
-    return rows[order[first:end]]
+    order = epoch_order(count, seed, epoch)
+    first = step_of_epoch * count // steps
+    end = (step_of_epoch + 1) * count // steps
+    return row_numbers[order[first:end]]
 
 
 @functools.lru_cache(maxsize=1)
@@ -738,7 +760,7 @@ def epoch_order(count, seed, epoch):
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def micro_batches(rows, lengths, accumulation, process, processes):
+def micro_batches(row_numbers, lengths, accumulation, process, processes):
     """This process's share of a step's rows, cut into micro-batches.
 
     The rows are sorted by length and dealt to the processes like cards, so that all have about
@@ -747,11 +769,13 @@ def micro_batches(rows, lengths, accumulation, process, processes):
 
     Raises: DataError where there are fewer rows than processes.
     """
-    if len(rows) < processes:
-        raise DataError(f"{len(rows)} rows in a step, {processes} processes: raise --batch-size")
-    longest_first = rows[np.argsort(-lengths[rows], kind="stable")]
+    count = len(row_numbers)
+    if count < processes:
+        raise DataError(f"{count} rows in a step, {processes} processes: raise --batch-size")
+    longest_first = row_numbers[np.argsort(-lengths[row_numbers], kind="stable")]
     mine = longest_first[process::processes]
-    return np.array_split(mine, min(accumulation, len(rows) // processes))
+    # At least one row in every micro-batch of every process.
+    return np.array_split(mine, min(accumulation, count // processes))
 
 
 # ---------------------------------------------------------------- batches

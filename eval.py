@@ -40,7 +40,6 @@ from data import (
 from loss import bradley_terry_loss, pairwise_correct
 from model import CheckpointError, RewardModel
 
-NOT_RANKED = ("response", "chosen", "rejected", "scores", "processes", "text", "input_ids")
 TOKENS_PER_BATCH = 8192  # of a forward pass, padding included: what fits into a small GPU
 
 # ---------------------------------------------------------------- examples -> rewards
@@ -62,15 +61,16 @@ def score_examples(model, examples, make_batch, pad_id, dtype=None):
     counts = [len(example.sequences) for example in examples]
     rewards = torch.zeros(sum(counts), device=device)  # (N,)
     batches = batches_by_length(examples)
-    for turn in range(0, len(batches), processes):
+    for mine in range(process, process + len(batches), processes):
         # All processes make equally many passes: a sharded model is put together in each of them.
-        # A process without a batch computes the last one again, and its result is not used.
-        index = min(turn + process, len(batches) - 1)
-        batch = make_batch(batches[index].examples, pad_id).to(device)
+        # A process that has no batch left computes the last one again, and drops the result.
+        is_spare = mine >= len(batches)
+        part = batches[-1] if is_spare else batches[mine]
+        batch = make_batch(part.examples, pad_id).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            of_batch = model(**batch.inputs())
-        if turn + process == index:
-            rewards[batches[index].indices] = of_batch
+            batch_rewards = model(**batch.inputs())
+        if not is_spare:
+            rewards[part.indices] = batch_rewards
     if processes > 1:
         dist.all_reduce(rewards)  # every reward is 0 in all processes but one
     return np.split(rewards.cpu().numpy(), np.cumsum(counts))[:-1]
@@ -86,22 +86,23 @@ class ScoringBatch(NamedTuple):
 def batches_by_length(examples):
     """Batches of sequences of similar length, so that there is little padding; the longest first.
 
-    Only a forward pass is cut so: all sequences of an example still have the same prompt.
+    This cuts only the forward passes. All sequences of an example still have the same prompt.
     """
     numbered, index = [], 0  # of the example's first sequence among all N
     for example in examples:
         numbered.append((index, example))
         index += len(example.sequences)
-    numbered.sort(key=lambda item: -longest_sequence(item[1]))
+    numbered.sort(key=lambda item: longest_sequence(item[1]), reverse=True)
 
     batches, room = [], 0  # sequences that the last batch still has room for
     for index, example in numbered:
-        left = example.sequences
-        while left:
+        waiting = example.sequences
+        while waiting:
             if room == 0:
                 batches.append(ScoringBatch([], []))
                 room = max(1, TOKENS_PER_BATCH // longest_sequence(example))
-            part, left = left[:room], left[room:]
+            part, waiting = waiting[:room], waiting[room:]
+            # No scores: nothing is compared here, and a part may hold one half of a pair.
             batches[-1].examples.append(example._replace(sequences=part, scores=[]))
             batches[-1].indices.extend(range(index, index + len(part)))
             index += len(part)
@@ -342,11 +343,14 @@ class Scorer:
         check_ids(example.sequences, self.model, where)
         return example
 
+    # What training and `score` read. `rank` looks at the prompt and at `responses` only.
+    NOT_RANKED = {"response", "chosen", "rejected", "scores", "ranks", "text", "input_ids"}
+
     def read_candidates(self, raw, where):
-        """A row to rank. Only `responses` is ranked, whatever else the row has."""
+        """A row to rank."""
         if not isinstance(raw.get("responses"), list):
             raise DataError(f"{where}: no list 'responses' (found: {', '.join(raw)})")
-        asked = {field: raw[field] for field in raw if field not in NOT_RANKED}
+        asked = {field: raw[field] for field in raw if field not in self.NOT_RANKED}
         return self.read_row(asked, where)
 
     def rewards(self, examples):
@@ -397,8 +401,8 @@ def check_ids(sequences, model, where):
 
 def command_report(args, scorer):
     """Preference pairs -> the report on standard output; --output keeps every figure."""
-    more = args.details or args.predictions or args.plot
-    if more:
+    wants_details = args.details or args.predictions or args.plot
+    if wants_details:
         from extras import report_details
 
         report_details.check_options(args)  # better now than after the work
@@ -411,7 +415,7 @@ def command_report(args, scorer):
         rewards = scorer.rewards(examples)
         figures = report(rewards, examples)
         print(describe(figures))
-        if more:
+        if wants_details:
             figures |= report_details.show(args, scorer, rewards, examples, figures)
         about = {"data": path, "run": args.run, "audit": audit.summary()}
         results.append(about | figures)
@@ -424,8 +428,8 @@ def command_report(args, scorer):
 def examples_of_file(path, scorer, audit, skip_bad_rows):
     """The rows of a file, tokenized, and the audit on the terminal.  Raises: DataError."""
     rows = read_rows([path], skip_bad_rows, audit)
-    options = (scorer.tokenizer, scorer.max_length, audit, skip_bad_rows)
-    examples = list(examples_of(rows, *options))
+    examples = examples_of(rows, scorer.tokenizer, scorer.max_length, audit, skip_bad_rows)
+    examples = list(examples)  # the rows are read here, and fill the audit
     print(describe_audit(path, audit.summary()), file=sys.stderr)
     if not examples:
         raise DataError(f"{path}: no pairs to evaluate")
@@ -536,7 +540,7 @@ def main(argv=None):
     dtype = torch.bfloat16 if args.bf16 else None
     try:
         model = RewardModel.from_pretrained(args.run, pick_device(args.device))
-        scorer = Scorer(model, None, args.max_length, args.pack, dtype)
+        scorer = Scorer(model, max_length=args.max_length, pack=args.pack, dtype=dtype)
         COMMANDS[args.command](args, scorer)
         if scorer.shortened:
             print(f"{scorer.shortened} prompts were shortened to fit", file=sys.stderr)

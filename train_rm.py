@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from data import (
     Audit, DataError, Examples, Tokenizer, batch_function, describe_audit, examples_of,
-    held_out_prompts, micro_batches, prompt_hash, read_rows, rows_of_step, write_tokens,
+    held_out_prompts, micro_batches, prompt_hash, read_rows, rows_of_step, turn_text, write_tokens,
 )
 from eval import (
     check_ids, describe, pick_device, report, score, score_examples, usable_length,
@@ -48,8 +48,9 @@ from model import CheckpointError, RewardModel, open_model, whole
 
 LOGGING_STEPS = 10  # steps between lines of metrics.jsonl
 WARMUP = 0.05  # share of the steps with a rising learning rate
-BETAS = (0.9, 0.999)  # of AdamW: everybody's
+BETAS = (0.9, 0.999)  # of AdamW: the usual values
 MAX_LENGTH = 1024  # tokens, where --max-length is not given and the model takes so many
+
 
 # ---------------------------------------------------------------- from start to end
 
@@ -63,15 +64,9 @@ def run(args):
     if not args.resume:
         on_first(lambda: open_run_folder(args, output))
     say(f"run folder {output}, on {args.device}")
-    files = args.data
-    if not files:
-        from extras import toy_world
-
-        files = [str(output / "toy.jsonl")]
-        on_first(lambda: toy_world.write(output / "toy.jsonl", args.seed))
 
     # 1. Rows -> tokens. The first process writes them into the run folder, once.
-    split = Split(args, files)
+    split = Split(args, args.data or toy_data(args, output))
     if not args.model:
         on_first(lambda: make_tokenizer(args, output, split))
     model, tokenizer = build_model(args, output)
@@ -92,24 +87,35 @@ def run(args):
     # 3. Report on the model that was saved.
     model = final_report(args, output, tokenizer, examples, steps)
     if not args.data:
+        from extras import toy_world
+
         say(toy_world.summary(lambda rows: score(model, rows, tokenizer)))
     held_out = args.eval_data[0] if args.eval_data else examples.folder.parent / "held_out.jsonl"
     say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
         f"  python eval.py report {output} --data {held_out}")
 
 
+def toy_data(args, output):
+    """Where no data are given: the file of a small world whose true reward is known."""
+    from extras import toy_world
+
+    file = output / "toy.jsonl"
+    on_first(lambda: toy_world.write(file, args.seed))
+    return [str(file)]
+
+
 def final_report(args, output, tokenizer, examples, steps):
     """Open the saved model, evaluate it in float32 and write report.json. Returns the model."""
     model = open_model(output)
-    place(model, args)
+    move_to_device(model, args)
     figures = evaluate(args, model, tokenizer, examples)
-    with Progress(output, steps, steps) as progress:
-        progress.log_evaluation(steps, figures)
-    if process() == 0:
+    log_evaluation(output, steps, steps, figures)
+    if process_number() == 0:
         with replacing(output / "report.json") as path:
             path.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
     say(f"\n{describe(figures)}\n")
     return model
+
 
 # ---------------------------------------------------------------- the loop
 
@@ -119,43 +125,44 @@ def train(args, model, tokenizer, examples):
 
     Raises: Stopped after a signal; DataError at a step that is not finite. Both after a checkpoint.
     """
-    output, rows = Path(args.output), examples.numbers(held_out=False)
-    steps_per_epoch = math.ceil(len(rows) / args.batch_size)
+    output = Path(args.output)
+    train_rows = examples.numbers(held_out=False)
+    steps_per_epoch = math.ceil(len(train_rows) / args.batch_size)
     total = args.max_steps or max(1, math.ceil(args.epochs * steps_per_epoch))
     eval_steps = args.eval_steps or math.ceil(total / 3)
-    optimizer = make_optimizer(model, args)
+    optimizer = make_optimizer(model, args.lr, args.weight_decay)
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.fp16)  # else it does nothing
-    start, since_log = load_checkpoint(args, model, optimizer, scaler)
+    start, since_log = load_checkpoint(output, model, optimizer, scaler)
     parallel = model
-    if processes() > 1 and not args.shard:
+    if process_count() > 1 and not args.shard:
         parallel = DistributedDataParallel(model, forward_sync_buffers=False)
 
     with stop_signals() as received, Progress(output, start, total) as progress:
         for step in range(start, total):
             # 1. The learning rate of this step: up during warmup, then down to 0.
-            lr = learning_rate(step, total, args)
+            lr = learning_rate(step, total, args.lr)
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-            # 2. The gradient of the mean loss over the step's rows, in pieces small enough.
-            of_step = rows_of_step(rows, step, args.batch_size, args.seed)
-            batches = batches_of_step(of_step, examples, tokenizer.pad_id, args)
+            # 2. The gradient of the mean loss over the step's rows, in pieces that fit into memory.
+            row_numbers = rows_of_step(train_rows, step, args.batch_size, args.seed)
+            batches = batches_of_step(row_numbers, examples, tokenizer.pad_id, args)
             means = accumulate_gradients(parallel, batches, args, scaler)
 
-            # 3. One update, unless the gradient is broken. Then save what was before it.
+            # 3. One update. If the gradient is broken: save the state before this step, and stop.
             scaler.unscale_(optimizer)  # before clipping: the limit is on the true gradient
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             means["grad_norm"] = whole(norm).item()
             if is_broken(means, args):
-                save_checkpoint(args, step, model, optimizer, scaler, since_log)
-                raise DataError(broken_step(step, means, examples.where(of_step[:8])))
+                save_checkpoint(output, step, model, optimizer, scaler, since_log)
+                raise DataError(broken_step(step, means, examples.where(row_numbers[:8])))
             update(optimizer, scaler, means["grad_norm"])
             optimizer.zero_grad()
 
             # 4. Write down the means since the last line.
             done = step + 1
             since_log.append(means)
-            progress.log_step(len(of_step))
+            progress.log_step(len(row_numbers))
             if done % LOGGING_STEPS == 0 or done == total:
                 progress.log_means(done, done / steps_per_epoch, lr, since_log)
                 since_log = []
@@ -163,24 +170,25 @@ def train(args, model, tokenizer, examples):
             # 5. Now and then: how good is the model on prompts that it does not train on?
             if done % eval_steps == 0 and done < total:
                 figures = evaluate(args, model, tokenizer, examples, autocast_dtype(args))
-                progress.log_evaluation(done, figures)
+                log_evaluation(output, done, total, figures)
 
             # 6. Save. All processes stop at the same step, or one would wait for the others.
             stopping = asked_to_stop(received, args.device)
             if (stopping or done % args.save_steps == 0) and done < total:
-                save_checkpoint(args, done, model, optimizer, scaler, since_log)
+                save_checkpoint(output, done, model, optimizer, scaler, since_log)
                 if stopping:
                     raise Stopped(stopping)
     return total
 
 
-def batches_of_step(of_step, examples, pad_id, args):
+def batches_of_step(row_numbers, examples, pad_id, args):
     """This process's micro-batches of a step, on the device."""
     accumulation = args.gradient_accumulation_steps
     make_batch = batch_function(args.pack)
+    share = process_number(), process_count()
     batches = []
-    for numbers in micro_batches(of_step, examples.lengths, accumulation, process(), processes()):
-        batch = make_batch([examples[n] for n in numbers], pad_id, len(of_step))
+    for numbers in micro_batches(row_numbers, examples.lengths, accumulation, *share):
+        batch = make_batch([examples[n] for n in numbers], pad_id, len(row_numbers))
         batches.append(batch.to(args.device))
     return batches
 
@@ -198,18 +206,20 @@ def accumulate_gradients(model, batches, args, scaler):
     device, dtype = args.device, autocast_dtype(args)
     means = {}
     for i, batch in enumerate(batches):
-        # DDP exchanges gradients in the last backward pass only. Other models ignore this.
-        model.require_backward_grad_sync = i == len(batches) - 1
+        if isinstance(model, DistributedDataParallel):
+            # Exchange gradients in the last backward pass only: once a step is enough.
+            model.require_backward_grad_sync = i == len(batches) - 1
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             rewards = model(**batch.inputs())  # (N,) one for each sequence
         values = objective(rewards, batch, args)  # (B,) each
         loss = (batch.weight * values["loss"]).sum()
         # DDP and FSDP2 average gradients over the processes; we want their sum.
-        scaler.scale(loss * processes()).backward()
-        for name, of_pairs in values.items():
-            means[name] = means.get(name, 0) + (batch.weight * of_pairs.detach()).sum()
+        scaler.scale(loss * process_count()).backward()
+        for name, values_of_pairs in values.items():
+            share = (batch.weight * values_of_pairs.detach()).sum()
+            means[name] = means.get(name, 0) + share
     numbers = torch.stack(list(means.values()))
-    if processes() > 1:
+    if process_count() > 1:
         dist.all_reduce(numbers)
     return dict(zip(means, numbers.tolist()))
 
@@ -217,7 +227,8 @@ def accumulate_gradients(model, batches, args, scaler):
 def objective(rewards, batch, args):
     """The loss of each pair, and what is logged beside it: (B,) each.
 
-    A number of your own belongs here. Its weighted mean will be in metrics.jsonl.
+    A loss or a number of your own belongs here. Every option is at hand in args. The weighted mean
+    of each number will be in metrics.jsonl.
     """
     r_chosen, r_rejected = rewards[batch.chosen], rewards[batch.rejected]  # (B,) each
     losses = bradley_terry_loss(
@@ -237,9 +248,10 @@ def objective(rewards, batch, args):
 
 
 def is_broken(means, args):
-    """Whether the loss or its gradient is not a finite number. In float16 gradients overflow."""
-    overflow_is_normal = args.fp16
-    return not math.isfinite(means["loss"] if overflow_is_normal else means["grad_norm"])
+    """Whether the loss or its gradient is not a finite number."""
+    if args.fp16:  # gradients overflow now and then: `update` leaves such a step out
+        return not math.isfinite(means["loss"])
+    return not math.isfinite(means["grad_norm"])
 
 
 def broken_step(step, means, where):
@@ -265,6 +277,7 @@ def evaluate(args, model, tokenizer, examples, dtype=None):
     held_out = [examples[n] for n in examples.numbers(held_out=True)]
     rewards = score_examples(model, held_out, batch_function(args.pack), tokenizer.pad_id, dtype)
     return report(rewards, held_out)
+
 
 # ---------------------------------------------------------------- model and optimizer
 
@@ -302,7 +315,7 @@ def build_model(args, output):
 def prepare(model, args, examples):
     """Decide what is trained and how it is computed, and bring the weights to the device.
 
-    With `place` this is the door from train_rm.py to the extras that change how a model is trained.
+    With `move_to_device` this is the door to the extras that change how a model is trained.
     """
     # The bias cancels in every difference. Its gradient is rounding noise, of which Adam would
     # make steps of size lr. So it is trained only where the centering penalty gives it a gradient.
@@ -316,14 +329,14 @@ def prepare(model, args, examples):
         from extras import used_rows
 
         used_rows.train_only(model, examples.ids)
-    place(model, args, autocast_dtype(args))
+    move_to_device(model, args, autocast_dtype(args))
     if args.compile:
         from extras import compiling
 
         compiling.compile_layers(model)
 
 
-def place(model, args, dtype=None):
+def move_to_device(model, args, dtype=None):
     """Bring the weights to the device: all of them, or with --shard this process's share."""
     if args.shard:
         from extras import sharding
@@ -338,10 +351,10 @@ def trained_parameters(model):
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def make_optimizer(model, args):
+def make_optimizer(model, lr, weight_decay):
     """AdamW (Loshchilov & Hutter 2019), with weight decay on matrices only.
 
-    To pull the weight of a norm to 0 serves nothing, and a bias has no size to limit.
+    To pull the weight of a norm towards 0 has no use, and the size of a bias needs no limit.
     """
     matrices, vectors = [], []
     for _, parameter in trained_parameters(model):
@@ -350,20 +363,20 @@ def make_optimizer(model, args):
         else:
             vectors.append(parameter)
     groups = [
-        {"params": matrices, "weight_decay": args.weight_decay},
+        {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
     # fused: one pass over memory instead of a dozen.
-    return torch.optim.AdamW(groups, lr=args.lr, betas=BETAS, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
 
 
-def learning_rate(step, total, args):
-    """Up to args.lr during warmup, then down to 0 along half a cosine."""
+def learning_rate(step, total, peak):
+    """Up to the peak during warmup, then down to 0 along half a cosine."""
     warmup = math.ceil(WARMUP * total)
     if step < warmup:
-        return args.lr * (step + 1) / warmup
+        return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
-    return args.lr * (0.5 + 0.5 * math.cos(math.pi * progress))
+    return peak * (0.5 + 0.5 * math.cos(math.pi * progress))
 
 
 def autocast_dtype(args):
@@ -371,6 +384,7 @@ def autocast_dtype(args):
     if args.bf16:
         return torch.bfloat16
     return torch.float16 if args.fp16 else None
+
 
 # ---------------------------------------------------------------- data: rows -> tokens
 
@@ -422,8 +436,7 @@ def texts_of(rows):
     """What a tokenizer learns from: each message as render writes it, with its spaces."""
     for row in rows:
         for messages in (row.prompt, *row.responses):
-            for message in messages:
-                yield f"{message['role'].capitalize()}: {message['content']}"
+            yield from map(turn_text, messages)
 
 
 def write_data(args, output, split, tokenizer, max_length):
@@ -448,7 +461,7 @@ def write_both_sides(folder, split, tokenizer, max_length, skip_bad_rows):
     for side, audit in audits.items():
         rows = split.rows(side == "held out", audit)
         sides.append(examples_of(rows, tokenizer, max_length, audit, skip_bad_rows))
-    write_tokens(folder, *sides)  # here the rows are read, one at a time
+    write_tokens(folder, *sides)  # the rows are read here, one at a time, and fill the audits
     summaries = {}
     for side, audit in audits.items():
         summaries[side] = audit.summary()
@@ -472,31 +485,29 @@ def open_examples(args, output, split, model, tokenizer, max_length):
             raise DataError(f"--data {earlier}: other tokenizer or --max-length; give the rows")
     return examples
 
+
 # ---------------------------------------------------------------- progress and metrics.jsonl
+
+
+METRICS = "metrics.jsonl"
 
 
 class Progress:
     """A bar on a terminal, plain lines elsewhere, and metrics.jsonl."""
 
     def __init__(self, output, start, total):
-        self.path, self.start, self.total = output / "metrics.jsonl", start, total
+        self.output, self.start, self.total = output, start, total
         self.began, self.rows = time.perf_counter(), 0
-        hidden = process() > 0 or not sys.stderr.isatty()
+        hidden = process_number() > 0 or not sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="step", disable=hidden)
-        if process() == 0:
-            keep_lines(self.path, until=start)
+        if process_number() == 0:
+            keep_lines(output / METRICS, until=start)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
         self.bar.close()
-
-    def write(self, line):
-        """One line for metrics.jsonl."""
-        if process() == 0:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
 
     def log_step(self, rows):
         """One more step, of so many rows."""
@@ -512,41 +523,52 @@ class Progress:
             line["grad_norm"] = None
         elapsed = time.perf_counter() - self.began
         speed = self.rows / elapsed
-        self.write(line | {"rows_per_second": speed})
+        write_metrics(self.output, line | {"rows_per_second": speed})
         status = f"loss {line['loss']:.3f}  acc {line['accuracy']:.3f}  {speed:.0f} rows/s"
         self.bar.set_postfix_str(status)
         if self.bar.disable:
             left = (self.total - done) * elapsed / (done - self.start)
             say(f"step {done}/{self.total}  {status}  {left:.0f} s left")
 
-    def log_evaluation(self, done, figures):
-        """The main figures of an evaluation."""
-        line = {"step": done}
-        for name in ("loss", "accuracy", "accuracy_ci95", "mean_margin"):
-            line[f"eval_{name}"] = figures[name]
-        self.write(line)
-        low, high = figures["accuracy_ci95"]
-        loss, accuracy = figures["loss"], figures["accuracy"]
-        text = f"held-out loss {loss:.3f}  acc {accuracy:.3f} ± {(high - low) / 2:.3f}"
-        if "ceiling_accuracy" in figures:
-            text += f" (ceiling {figures['ceiling_accuracy']:.3f})"
-        say(f"step {done}/{self.total}  {text}")
+
+def log_evaluation(output, done, total, figures):
+    """The main figures of an evaluation."""
+    line = {"step": done}
+    for name in ("loss", "accuracy", "accuracy_ci95", "mean_margin"):
+        line[f"eval_{name}"] = figures[name]
+    write_metrics(output, line)
+    low, high = figures["accuracy_ci95"]
+    loss, accuracy = figures["loss"], figures["accuracy"]
+    text = f"held-out loss {loss:.3f}  acc {accuracy:.3f} ± {(high - low) / 2:.3f}"
+    if "ceiling_accuracy" in figures:
+        text += f" (ceiling {figures['ceiling_accuracy']:.3f})"
+    say(f"step {done}/{total}  {text}")
+
+
+def write_metrics(output, line):
+    """One more line of metrics.jsonl."""
+    if process_number() == 0:
+        with open(output / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def keep_lines(path, until):
     """Take out the lines of steps that will be done again, and the half line of a killed run."""
+    if not path.exists():
+        return
     kept = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8").splitlines():
         with contextlib.suppress(ValueError):
             if json.loads(line)["step"] <= until:
                 kept.append(line + "\n")
     with replacing(path) as temporary:
         temporary.write_text("".join(kept), "utf-8")
 
+
 # ---------------------------------------------------------------- checkpoints
 
 
-def save_checkpoint(args, step, model, optimizer, scaler, since_log):
+def save_checkpoint(output, step, model, optimizer, scaler, since_log):
     """One file with all that the next step depends on: checkpoint-STEP.safetensors.
 
     It holds each trained parameter, AdamW's moments of it, and as metadata the step, the loss
@@ -554,17 +576,16 @@ def save_checkpoint(args, step, model, optimizer, scaler, since_log):
     """
     tensors = {}
     for name, parameter in trained_parameters(model):
-        found = {name: parameter.detach()}
+        kept = {name: parameter.detach()}
         for key, value in optimizer.state[parameter].items():
-            found[f"{name}/{key}"] = value
-        for key, value in found.items():
+            kept[f"{name}/{key}"] = value
+        for key, value in kept.items():
             value = whole(value)  # all processes ask: sharded tensors are put together by all
-            if process() == 0:
+            if process_number() == 0:
                 tensors[key] = value.cpu()
     state = {"step": step, "since_log": since_log, "base": model.base}
     state["scaler"] = scaler.state_dict()
-    if process() == 0:
-        output = Path(args.output)
+    if process_number() == 0:
         with replacing(output / f"checkpoint-{step}.safetensors") as path:
             save_file(tensors, path, metadata={"state": json.dumps(state)})
         for older in checkpoints(output)[:-1]:
@@ -573,21 +594,22 @@ def save_checkpoint(args, step, model, optimizer, scaler, since_log):
         dist.barrier()
 
 
-def load_checkpoint(args, model, optimizer, scaler):
+def load_checkpoint(output, model, optimizer, scaler):
     """Put the newest checkpoint back, if there is one -> its step, and the means since_log."""
-    found = checkpoints(Path(args.output))
-    if not args.resume or not found:
+    found = checkpoints(output)
+    if not found:
         return 0, []
+    device = model.score.weight.device
     with safe_open(found[-1], "pt") as tensors, torch.no_grad():
         state = json.loads(tensors.metadata()["state"])
         if state["base"] != model.base:
-            raise DataError(f"--resume: {args.model} is another model than at the first start")
+            raise DataError(f"--resume: {model.folder} is another model than at the first start")
         for name, parameter in trained_parameters(model):
             fill(parameter, tensors.get_tensor(name))
             if f"{name}/step" not in tensors.keys():  # no step was taken yet: no moments
                 continue
             moments = optimizer.state[parameter]
-            moments["step"] = tensors.get_tensor(f"{name}/step").to(args.device)
+            moments["step"] = tensors.get_tensor(f"{name}/step").to(device)
             for key in ("exp_avg", "exp_avg_sq"):
                 moments[key] = torch.zeros_like(parameter)
                 fill(moments[key], tensors.get_tensor(f"{name}/{key}"))
@@ -610,14 +632,24 @@ def fill(parameter, value):
 
 def checkpoints(output):
     """The complete checkpoints of a run folder, oldest first."""
-    return sorted(output.glob("checkpoint-*.safetensors"), key=lambda p: int(p.stem[11:]))
+    return sorted(output.glob("checkpoint-*.safetensors"), key=step_of)
+
+
+def step_of(path):
+    """checkpoint-500.safetensors -> 500."""
+    return int(path.stem.removeprefix("checkpoint-"))
+
 
 # ---------------------------------------------------------------- files in the run folder
 
 
+# From here on: plumbing. To understand training you can stop reading.
+
 # What a start leaves that failed before its data were read.
-AT_START = {"options.json", "README.md", "toy.jsonl", "tokenizer.json", "tokenizer_config.json",
-            "held_out.jsonl", "new"}
+LEFT_BY_A_FAILED_START = {
+    "options.json", "README.md", "toy.jsonl", "tokenizer.json", "tokenizer_config.json",
+    "held_out.jsonl", "new",
+}
 
 
 def open_run_folder(args, output):
@@ -626,7 +658,7 @@ def open_run_folder(args, output):
     there = {path.name for path in output.iterdir() if path.suffix != ".tmp"}
     if there and "options.json" not in there:
         raise DataError(f"--output {output}: holds files that are not a run's; choose a new folder")
-    if there - AT_START:
+    if there - LEFT_BY_A_FAILED_START:
         number = 1
         while output.with_name(f"{output.name}.{number}").exists():
             number += 1
@@ -696,22 +728,23 @@ def remove(path):
     else:
         path.unlink(missing_ok=True)
 
+
 # ---------------------------------------------------------------- processes, and signals to stop
 
 
-def process():
+def process_number():
     """The number of this process. The first is 0; torchrun numbers them."""
     return int(os.environ.get("RANK", 0))
 
 
-def processes():
+def process_count():
     """How many processes train together."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def say(text):
     """Print once for all processes, above a progress bar where there is one."""
-    if process() == 0:
+    if process_number() == 0:
         tqdm.write(text)
         sys.stdout.flush()
 
@@ -724,7 +757,7 @@ def start_processes(args):
         args.device = torch.device("cuda", int(index))
         torch.cuda.set_device(args.device)
         backend, options = "nccl", {"device_id": args.device}
-    if processes() > 1:
+    if process_count() > 1:
         # Others wait while the first process tokenizes or saves: ten minutes may be too few.
         dist.init_process_group(backend, timeout=datetime.timedelta(hours=2), **options)
 
@@ -732,7 +765,7 @@ def start_processes(args):
 def on_first(work):
     """The first process does the work, the others wait for it. An error there reaches them all."""
     error = [None]
-    if process() == 0:
+    if process_number() == 0:
         try:
             work()
         except Exception as e:  # whatever it is: the others must not wait for ever
@@ -745,6 +778,9 @@ def on_first(work):
 
 class Stopped(Exception):
     """A signal asked to stop, and a checkpoint is written."""
+
+    def __init__(self, signal):
+        self.signal = signal
 
 
 @contextlib.contextmanager
@@ -770,11 +806,15 @@ def stop_signals():
 def asked_to_stop(received, device):
     """The signal that any of the processes has received, or 0."""
     number = torch.tensor(received[0][0] if received else 0, device=device)
-    if processes() > 1:
+    if process_count() > 1:
         dist.all_reduce(number, dist.ReduceOp.MAX)
     return int(number)
 
+
 # ---------------------------------------------------------------- the command line
+
+
+FLAG = {"action": argparse.BooleanOptionalAction, "default": False}
 
 
 def parse_options(argv=None):
@@ -782,51 +822,12 @@ def parse_options(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    flag = {"action": argparse.BooleanOptionalAction, "default": False}
-    add = parser.add_argument_group("what to learn from").add_argument
-    add("--model", help="folder with config.json, tokenizer.json and safetensors, or owner/name on "
-        "the hub (default: a small decoder from scratch)")
-    add("--data", nargs="+", metavar="FILE", help="rows of prompt, chosen, rejected: .jsonl, "
-        ".json, .gz, a folder, hub:owner/name/FILE, or an earlier run (default: the toy world)")
-    add("--eval-data", nargs="+", metavar="FILE", help="held-out rows (default: some of --data)")
-    add("--eval-fraction", type=float, help="share of prompts to hold out (0.1; toy world 1/6)")
-    add("--max-length", type=int, help="tokens of prompt and response (default: at most 1024)")
-    add("--skip-bad-rows", **flag, help="leave bad rows out and count them")
-    add = parser.add_argument_group("a model from scratch").add_argument
-    add("--hidden-size", type=int, default=64, help="width D (64)")
-    add("--num-hidden-layers", type=int, default=2, help="depth (2)")
-    add("--num-attention-heads", type=int, default=4, help="heads, each D / heads wide (4)")
-    add("--vocab-size", type=int, default=4096, help="byte-level BPE tokens, at most (4096)")
-    add = parser.add_argument_group("how long and how fast").add_argument
-    add("--epochs", type=float, help="passes over the rows (1; toy world 2)")
-    add("--max-steps", type=int, help="optimizer steps, instead of --epochs")
-    add("--batch-size", type=int, help="rows of a step, over all processes (64; toy world 16)")
-    add("--gradient-accumulation-steps", type=int, default=1, help="cut a step into so many "
-        "forward passes, to save memory; the step stays the same (1)")
-    add("--lr", type=float, help="peak learning rate (1e-5; LoRA 1e-4; from scratch 1e-3)")
-    add("--weight-decay", type=float, default=0.01, help="AdamW's, on matrices only (0.01)")
-    add("--max-grad-norm", type=float, default=1.0, help="clip the gradient's 2-norm to this (1)")
-    add = parser.add_argument_group("the loss").add_argument
-    add("--label-smoothing", type=float, default=0.0, help="share of labels that are flipped (0)")
-    add("--center-rewards-coefficient", type=float, default=0.0, help="penalty on (r_w + r_l)² "
-        "that keeps rewards around 0; TRL suggests 0.01 (0)")
-    add = parser.add_argument_group("speed and memory").add_argument
-    add("--pack", **flag, help="a prompt once for all its responses, no padding: for real data")
-    add("--bf16", **flag, help="bfloat16 autocast, float32 weights")
-    add("--fp16", **flag, help="float16 autocast with loss scaling, float32 weights")
-    add("--compile", **flag, help="torch.compile the layers; needs a C++ compiler")
-    add("--gradient-checkpointing", **flag, help="less memory for a third more work, the same step")
-    add("--used-rows", **flag, help="train only the embeddings of tokens that occur")
-    add("--lora-rank", type=int, default=0, help="train two factors beside each matrix instead")
-    add("--freeze-layers", type=int, default=0, help="leave the embedding and N layers as they are")
-    add("--shard", **flag, help="each process keeps a share of the model (FSDP2)")
-    add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
-    add = parser.add_argument_group("what to keep").add_argument
-    add("--output", metavar="RUN", help="run folder (default: runs/toy, or after --data)")
-    add("--resume", metavar="RUN", help="continue this run, with its own options")
-    add("--eval-steps", type=int, help="steps between evaluations (default: three in a run)")
-    add("--save-steps", type=int, default=500, help="steps between checkpoints (500)")
-    add("--seed", type=int, default=0, help="of weights, held-out split and order of rows (0)")
+    add_data_options(parser.add_argument_group("what to learn from").add_argument)
+    add_model_options(parser.add_argument_group("a model from scratch").add_argument)
+    add_step_options(parser.add_argument_group("how long and how fast").add_argument)
+    add_loss_options(parser.add_argument_group("the loss").add_argument)
+    add_speed_options(parser.add_argument_group("speed and memory").add_argument)
+    add_output_options(parser.add_argument_group("what to keep").add_argument)
     args = parser.parse_args(argv)
     if args.resume:
         args = options_of_run(parser, argv, args.resume)
@@ -835,6 +836,62 @@ def parse_options(argv=None):
             setattr(args, name, value)
     check_options(parser, args)
     return args
+
+
+def add_data_options(add):
+    add("--model", help="folder with config.json, tokenizer.json and safetensors, or owner/name on "
+        "the hub (default: a small decoder from scratch)")
+    add("--data", nargs="+", metavar="FILE", help="rows of prompt, chosen, rejected: .jsonl, "
+        ".json, .gz, a folder, hub:owner/name/FILE, or an earlier run (default: the toy world)")
+    add("--eval-data", nargs="+", metavar="FILE", help="held-out rows (default: some of --data)")
+    add("--eval-fraction", type=float, help="share of prompts to hold out (0.1; toy world 1/6)")
+    add("--max-length", type=int, help="tokens of prompt and response (default: at most 1024)")
+    add("--skip-bad-rows", **FLAG, help="leave bad rows out and count them")
+
+
+def add_model_options(add):
+    add("--hidden-size", type=int, default=64, help="width D (64)")
+    add("--num-hidden-layers", type=int, default=2, help="depth (2)")
+    add("--num-attention-heads", type=int, default=4, help="heads, each D / heads wide (4)")
+    add("--vocab-size", type=int, default=4096, help="byte-level BPE tokens, at most (4096)")
+
+
+def add_step_options(add):
+    add("--epochs", type=float, help="passes over the rows (1; toy world 2)")
+    add("--max-steps", type=int, help="optimizer steps, instead of --epochs")
+    add("--batch-size", type=int, help="rows of a step, over all processes (64; toy world 16)")
+    add("--gradient-accumulation-steps", type=int, default=1, help="cut a step into so many "
+        "forward passes, to save memory; the step stays the same (1)")
+    add("--lr", type=float, help="peak learning rate (1e-5; LoRA 1e-4; from scratch 1e-3)")
+    add("--weight-decay", type=float, default=0.01, help="AdamW's, on matrices only (0.01)")
+    add("--max-grad-norm", type=float, default=1.0, help="clip the gradient's 2-norm to this (1)")
+
+
+def add_loss_options(add):
+    add("--label-smoothing", type=float, default=0.0, help="share of labels that are flipped (0)")
+    add("--center-rewards-coefficient", type=float, default=0.0, help="penalty on (r_w + r_l)² "
+        "that keeps rewards around 0; TRL suggests 0.01 (0)")
+
+
+def add_speed_options(add):
+    add("--pack", **FLAG, help="a prompt once for all its responses, no padding: for real data")
+    add("--bf16", **FLAG, help="bfloat16 autocast, float32 weights")
+    add("--fp16", **FLAG, help="float16 autocast with loss scaling, float32 weights")
+    add("--compile", **FLAG, help="torch.compile the layers; needs a C++ compiler")
+    add("--gradient-checkpointing", **FLAG, help="less memory for a third more work, the same step")
+    add("--used-rows", **FLAG, help="train only the embeddings of tokens that occur")
+    add("--lora-rank", type=int, default=0, help="train two factors beside each matrix instead")
+    add("--freeze-layers", type=int, default=0, help="leave the embedding and N layers as they are")
+    add("--shard", **FLAG, help="each process keeps a share of the model (FSDP2)")
+    add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
+
+
+def add_output_options(add):
+    add("--output", metavar="RUN", help="run folder (default: runs/toy, or after --data)")
+    add("--resume", metavar="RUN", help="continue this run, with its own options")
+    add("--eval-steps", type=int, help="steps between evaluations (default: three in a run)")
+    add("--save-steps", type=int, default=500, help="steps between checkpoints (500)")
+    add("--seed", type=int, default=0, help="of weights, held-out split and order of rows (0)")
 
 
 def defaults_of(args):
@@ -854,12 +911,14 @@ def defaults_of(args):
 
 
 # What says only where and how a run computes. It may be given again with --resume.
-FREE = {"resume", "device", "gradient_accumulation_steps", "gradient_checkpointing", "compile",
-        "shard", "pack", "eval_steps", "save_steps"}
+MAY_CHANGE_ON_RESUME = {
+    "resume", "device", "gradient_accumulation_steps", "gradient_checkpointing", "compile",
+    "shard", "pack", "eval_steps", "save_steps",
+}
 
 
 def options_of_run(parser, argv, run):
-    """The options of an earlier run, and those of FREE that are given again."""
+    """The options of an earlier run, and those of MAY_CHANGE_ON_RESUME that are given again."""
     path = Path(run) / "options.json"
     if not path.exists():
         parser.error(f"--resume {run}: no options.json there, so not a run")
@@ -867,13 +926,13 @@ def options_of_run(parser, argv, run):
     # argparse keeps what the namespace has already, unless the option is given.
     args = parser.parse_args(argv, argparse.Namespace(**saved))
     for name, value in saved.items():
-        if getattr(args, name) != value and name not in FREE:
+        if getattr(args, name) != value and name not in MAY_CHANGE_ON_RESUME:
             parser.error(f"--resume: the run was made with --{name.replace('_', '-')} {value}")
     return args
 
 
 def check_options(parser, args):
-    """One line for options that mean nothing."""
+    """Stop at options that make no sense, with one line."""
     may_be_0 = ("weight_decay", "label_smoothing", "center_rewards_coefficient", "lora_rank",
                 "freeze_layers", "seed")
     for name, value in vars(args).items():
@@ -901,22 +960,32 @@ def main(argv=None):
     args = parse_options(argv)
     try:
         args.device = pick_device(args.device)
-        start_processes(args)
-        run(args)
+        run_together(args)
         return 0
     except Stopped as e:
         say(f"stopped; to continue: python train_rm.py --resume {args.output}")
-        return 128 + e.args[0]
+        return 128 + e.signal  # as shells count it
     except KeyboardInterrupt:
         return 130
     except (torch.OutOfMemoryError, MemoryError) as e:
-        error = f"out of memory ({e}); docs/scaling.md says what to try, in order"
+        return fail(f"out of memory ({e}); docs/scaling.md says what to try, in order")
     except (DataError, CheckpointError, SafetensorError, OSError, ImportError) as e:
-        error = e
+        return fail(e)
+
+
+def run_together(args):
+    """Run with the other processes of torchrun, if there are any, and leave them in the end."""
+    try:
+        start_processes(args)
+        run(args)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    if process() > 0:
+
+
+def fail(error):
+    """Say an error in one line. Returns the exit status."""
+    if process_number() > 0:
         # Most errors meet all processes, and the first one says them. torchrun ends the others
         # within this time. One that is alone with its error speaks then.
         time.sleep(3)

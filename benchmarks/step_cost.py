@@ -154,7 +154,7 @@ def steps(model, parallel, batch, args, most: int) -> tuple[StepClock, list[floa
 
     float16 may skip a step: then there is a loss, and no tick of the clock.
     """
-    optimizer = train_rm.make_optimizer(model, args)
+    optimizer = train_rm.make_optimizer(model, args.lr, args.weight_decay)
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.fp16)
     clock, losses = StepClock(), []
     began = time.time()

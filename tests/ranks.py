@@ -134,7 +134,7 @@ def take_steps(folder: Path, kind: str, more=()) -> dict[str, torch.Tensor]:
     model, examples = prepared_model(folder, args)
     found = {"share": share(model)}
     parallel = model
-    if train_rm.processes() > 1 and not args.shard:
+    if train_rm.process_count() > 1 and not args.shard:
         parallel = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -243,7 +243,7 @@ def train(folder: Path, output: str, base: str, more: list[str]) -> None:
 
 def resume(folder: Path, run: str, output: str) -> None:
     """python train_rm.py --resume, on a copy of a run as it was after its checkpoint at step 3."""
-    if train_rm.process() == 0:
+    if train_rm.process_number() == 0:
         unfinished = shutil.ignore_patterns("report.json")
         shutil.copytree(folder / run, folder / output, ignore=unfinished)
     if dist.is_initialized():

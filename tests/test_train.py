@@ -152,8 +152,7 @@ def updates():
 
 
 def test_the_learning_rate_rises_then_falls_to_nothing_along_half_a_cosine():
-    args = options("--lr", 2e-3)
-    rates = [train_rm.learning_rate(step, 200, args) / 2e-3 for step in range(200)]
+    rates = [train_rm.learning_rate(step, 200, 2e-3) / 2e-3 for step in range(200)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10), "5% warmup: ten steps of 200"
     cosine = (1 + np.cos(np.pi * np.arange(190) / 190)) / 2
     assert rates[10:] == pytest.approx(cosine)
@@ -214,7 +213,7 @@ def test_weight_decay_pulls_on_matrices_and_on_nothing_else(decay):
     model = tiny_model()
     model.score.bias.requires_grad_()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = train_rm.make_optimizer(model, options("--lr", 0.1, "--weight-decay", decay))
+    optimizer = train_rm.make_optimizer(model, 0.1, decay)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # without a gradient, AdamW does nothing but decay
@@ -226,7 +225,7 @@ def test_weight_decay_pulls_on_matrices_and_on_nothing_else(decay):
 def test_the_optimizer_is_adamw_with_the_betas_of_the_file_and_every_trained_parameter():
     model = tiny_model()
     model.score.bias.requires_grad_(False)
-    optimizer = train_rm.make_optimizer(model, options("--lr", 0.1))
+    optimizer = train_rm.make_optimizer(model, 0.1, 0.01)
     assert isinstance(optimizer, torch.optim.AdamW)
     assert {group["betas"] for group in optimizer.param_groups} == {train_rm.BETAS}
     trained = [p for group in optimizer.param_groups for p in group["params"]]
