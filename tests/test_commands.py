@@ -188,6 +188,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_and_is_counted(run):
 
 @pytest.mark.parametrize("more", [
     {"response": "zzz"}, {"chosen": "x", "rejected": "y"}, {"text": "a note"}, {"scores": [1]},
+    {"ranks": [1, None]},
 ])
 def test_rank_scores_the_responses_whatever_else_a_row_has(run, more):
     row = {"prompt": "q", "responses": ["the cat", "dog"]}
