@@ -24,6 +24,7 @@ import gzip
 import hashlib
 import json
 import math
+import os
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,14 @@ Messages = list[dict]  # [{"role": "user", "content": "…"}, …]
 class DataError(ValueError):
     """A file, row or tokenizer that cannot be used. One line names file, row and field."""
 
+    reason = "malformed"  # one of REASONS, where the row is left out
+
+
+class TemplateRefusal(DataError):
+    """A row that the chat template does not take."""
+
+    reason = "refused by the template"
+
 
 # ---------------------------------------------------------------- read: JSON -> Row
 
@@ -51,18 +60,22 @@ class Row:
     prompt: Messages  # empty where texts are compared that answer nothing
     responses: list[Messages]  # what follows the prompt: usually one turn of the assistant
     scores: list[float]  # only their order counts; empty where nothing orders the responses
-    margin: float  # by how much the better response of a pair should win, in nats
-    gold: list[float]  # the true rewards, where they are known
     where: str  # "file:line"
     raw: dict  # the row as it was read; it may have an id, a source, a subset
+    margin: float = 0.0  # by how much the better response of a pair should win, in nats
+    gold: list[float] = dataclasses.field(default_factory=list)  # the true rewards, if known
+    tools: list | None = None  # functions that the assistant may call, for the chat template
+    notes: list[str] = dataclasses.field(default_factory=list)  # what the audit should mention
 
 
-# A row with one of these fields has another layout. extras/layouts/ makes native rows of them.
-OTHER_FIELDS = {"system", "history", "instruction", "input", "question", "messages",
-                "conversations"}
+# The fields of a native row. A row with another field goes through extras/layouts/.
+NATIVE = {
+    "prompt", "chosen", "rejected", "response", "responses", "scores", "ranks", "margin",
+    "gold_chosen", "gold_rejected", "id", "source", "subset",
+}
 
 
-def parse_row(raw: dict, where: str = "row") -> Row:
+def parse_row(raw: dict, where: str = "row", layout: dict | None = None) -> Row:
     """One JSON object -> Row. Training, report, score and rank all read a row here.
 
         prompt                        text, or messages
@@ -71,46 +84,55 @@ def parse_row(raw: dict, where: str = "row") -> Row:
         response                      one response, for the command score
         margin, id, source, subset    optional
 
+    Args:   layout: what --prompt-field and other options say about rows in another layout.
     Raises: DataError naming row and field.
     """
     row = raw
-    if not is_native(raw):
+    if layout or not is_native(raw):
         from extras import layouts
 
-        row = layouts.to_native(raw, where)
+        row = layouts.to_native(raw, where, layout or {})
     prompt = to_messages(row["prompt"], "user", where, "prompt")
     fields, scores = responses_of(row, where)
     responses = []
     for field, value in fields.items():
         responses.append(read_response(value, prompt, where, field))
-    margin = 0.0
+    read = Row(prompt, responses, scores, where, raw)
+    read.gold = gold_of(row, where)
+    read.tools = row.get("tools")
+    read.notes = row.get("notes", [])
     if row.get("margin") is not None:
-        margin = to_number(row["margin"], where, "margin")
-    return Row(prompt, responses, scores, margin, gold_of(row, where), where, raw)
+        read.margin = to_number(row["margin"], where, "margin")
+    return read
 
 
 def is_native(row):
-    """Whether the row looks as parse_row describes it."""
-    if row.get("prompt") is None or row.keys() & OTHER_FIELDS:
+    """Whether the row is as parse_row describes it, and nothing in it has to be translated."""
+    if row.get("prompt") is None or not row.keys() <= NATIVE:
         return False
     responses = [row[field] for field in ("chosen", "rejected", "response") if field in row]
     if isinstance(row.get("responses"), list):
         responses += row["responses"]
-    if any(map(is_dialogue, responses)):
+    if not responses or any(map(is_dialogue, responses)):
         return False
-    prompt = row["prompt"]
-    first = prompt[0] if isinstance(prompt, list) and prompt else prompt
+    first = first_of(row["prompt"])
     if isinstance(first, str):
-        return not first.lstrip().startswith("Human:")
-    return not isinstance(first, dict) or "role" in first
+        return not first.lstrip().startswith("Human:")  # a transcript, as Anthropic published them
+    return not isinstance(first, dict) or "role" in first  # ShareGPT says "from" instead
 
 
 def is_dialogue(response):
     """Whether a response is more than an answer: a whole dialogue, or several answers."""
     if isinstance(response, str):
         return response.lstrip().startswith("Human:")
-    first = response[0] if isinstance(response, list) and response else response
+    first = first_of(response)
+    # An answer may begin with what a tool said. A dialogue begins with the system or the user.
     return not isinstance(first, dict) or first.get("role") not in ("assistant", "tool")
+
+
+def first_of(value):
+    """The first item of a list; another value as it is."""
+    return value[0] if isinstance(value, list) and value else value
 
 
 def responses_of(row, where):
@@ -161,21 +183,43 @@ def scores_of(row, count, where):
 
 
 def to_messages(value, role, where, field):
-    """Text (said by `role`), one message, or a list of messages -> messages. Blank text: none."""
+    """Text (said by `role`), one message, or a list of messages -> messages. Blank text: none.
+
+    A message keeps all its fields (tool_calls, reasoning_content, …): chat templates read them.
+    """
     if isinstance(value, str):
         value = [{"role": role, "content": value}] if value.strip() else []
     messages = []
     for message in value if isinstance(value, list) else [value]:
-        message = message if isinstance(message, dict) else {}
-        speaker, content = message.get("role"), message.get("content")
-        if not isinstance(speaker, str) or not isinstance(content, str):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise DataError(f"{where}: field {field!r} is neither text nor chat messages")
+        more = {key: more for key, more in message.items() if more is not None}
+        ordered = {"role": message["role"], "content": content_of(message, where, field)}
+        ordered |= {key: value for key, value in more.items() if key not in ordered}
         try:
-            (speaker + content).encode()
+            json.dumps(ordered, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise DataError(f"{where}: field {field!r} holds half of a surrogate pair") from None
-        messages.append({"role": speaker, "content": content})
+        messages.append(ordered)
     return messages
+
+
+def content_of(message, where, field):
+    """The text of a message: a text, or parts [{"type": "text", "text": …}, …] put together."""
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return ""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = []
+    for part in parts:
+        part = part if isinstance(part, dict) else {}
+        text, kind = part.get("text"), part.get("type")
+        if kind != "text" and isinstance(kind, str):
+            raise DataError(f"{where}: field {field!r} has a part {kind!r}; only text is read here")
+        if not isinstance(text, str):
+            raise DataError(f"{where}: field {field!r} is neither text nor chat messages")
+        texts.append(text)
+    return "".join(texts)
 
 
 def to_number(value, where, field):
@@ -187,7 +231,7 @@ def to_number(value, where, field):
     return float(value)
 
 
-def read_rows(paths, skip_bad_rows=False, audit=None):
+def read_rows(paths, skip_bad_rows=False, audit=None, layout=None):
     """The rows of some files, one after the other: memory does not grow with the files.
 
     Raises: DataError at the first bad row; with skip_bad_rows the audit counts it instead.
@@ -196,12 +240,22 @@ def read_rows(paths, skip_bad_rows=False, audit=None):
     for path in paths:
         for where, raw in json_rows(path):
             try:
-                yield parse_row(raw, where)
+                yield parse_row(raw, where, layout)
             except DataError:
                 if not skip_bad_rows:
                     raise
                 if audit:
                     audit.left_out["malformed"] += 1
+
+
+def layout_options(args):
+    """What the command line says about rows in another layout: only the options that are given."""
+    given = {}
+    for name in ("prompt_field", "chosen_field", "rejected_field", "margin_from_scores"):
+        value = getattr(args, name)
+        if value is not None and value is not False:
+            given[name] = value
+    return given
 
 
 def json_rows(path):
@@ -279,6 +333,11 @@ CHAT_TEMPLATE = (
 )
 
 
+def is_plain(messages):
+    """Whether these messages have no tool calls, thoughts or other fields."""
+    return all(message.keys() == {"role", "content"} for message in messages)
+
+
 def turn_text(message):
     """One turn: "User: …". CHAT_TEMPLATE says the same to other tools: change both."""
     return f"{message['role'].capitalize()}: {message['content']}"
@@ -294,6 +353,8 @@ class Tokenizer:
     pad_id fills a batch. It is never the end token.
     """
 
+    rendering = "without a chat template, as 'User: …'"  # for the log
+
     def __init__(self, backend, config, where="tokenizer"):
         # Some tokenizer.json have padding and truncation baked in, which would cut texts silently.
         backend.no_padding()
@@ -302,6 +363,7 @@ class Tokenizer:
         self.names = special_tokens(backend, config)
         # Some hold "</s>" as ordinary text, which would come apart into "<", "/", …
         backend.add_special_tokens(list(self.names.values()))
+        add_missing_tokens(backend, config)
         self.bos = self.find_bos()
         self.end_token = self.find_end_token()
         self.end_id = backend.token_to_id(self.end_token)
@@ -312,7 +374,7 @@ class Tokenizer:
         if self.max_length <= 0:
             raise DataError(f"{where}: model_max_length is {self.max_length}")
 
-    def render(self, messages, add_generation_prompt=False):
+    def render(self, messages, add_generation_prompt=False, tools=None):
         """The text of a dialogue; add_generation_prompt: up to where the answer begins."""
         lines = list(map(turn_text, messages))
         if add_generation_prompt:
@@ -327,21 +389,42 @@ class Tokenizer:
         encodings = self.backend.encode_batch(with_end, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
-    def encode_row(self, row: Row) -> tuple[list[np.ndarray], int]:
-        """The sequences of a row, and where the response starts in each of them.
+    def encode_row(self, row: Row) -> tuple[list[np.ndarray], int, list[str]]:
+        """The sequences of a row, where the response starts in each, and notes for the audit.
 
         The start is the number of leading ids that all sequences share with the prompt alone. (The
         text of the prompt would not do: a template may rewrite it. Qwen3's puts a think block
-        before the last answer.)  Raises: DataError.
+        before the last answer.)  Raises: TemplateRefusal.
         """
+        prompt_text, texts = self.render_row(row)
+        prompt, *sequences = self.encode([prompt_text, *texts])
+        start = common_prefix([prompt[:-1], *sequences])  # without encode's end token
+        return sequences, start, self.changes(row, prompt_text, texts)
+
+    def render_row(self, row):
+        """The text of the prompt alone, and of the prompt with each response."""
         try:
-            texts = [self.render(row.prompt, add_generation_prompt=True) if row.prompt else ""]
+            prompt_text = ""
+            if row.prompt:
+                prompt_text = self.render(row.prompt, add_generation_prompt=True, tools=row.tools)
+            texts = []
             for response in row.responses:
-                texts.append(self.render(row.prompt + response))
+                texts.append(self.render(row.prompt + response, tools=row.tools))
+            return prompt_text, texts
         except DataError as e:
-            raise DataError(f"{row.where}: {e}") from None
-        prompt, *sequences = self.encode(texts)
-        return sequences, common_prefix([prompt[:-1], *sequences])  # without encode's end token
+            raise TemplateRefusal(f"{row.where}: {e}") from None
+
+    def changes(self, row, prompt_text, texts):
+        """Notes on what the texts do not hold as the row has it.
+
+        render writes who speaks and what is said. Tools, tool calls and thoughts are lost.
+        """
+        notes = []
+        if row.tools or not is_plain(row.prompt):
+            notes.append("the prompt has tools or thoughts, which are not written")
+        if not all(map(is_plain, row.responses)):
+            notes.append("a response has tool calls or thoughts, which are not written")
+        return notes
 
     def shorten(
         self, sequences: list[np.ndarray], start: int, max_length: int
@@ -366,9 +449,9 @@ class Tokenizer:
 
     def header_tokens(self):
         """Tokens between the prompt and the response, those of "\nAssistant:"."""
-        question = [{"role": "user", "content": "x"}]
-        without = self.render(question).removesuffix(self.end_token)
-        header = self.render(question, add_generation_prompt=True)[len(without) :]
+        question = "Who goes there?"
+        messages = [{"role": "user", "content": question}]
+        _, _, header = self.render(messages, add_generation_prompt=True).rpartition(question)
         return len(self.backend.encode(header, add_special_tokens=False).ids)
 
     def find_bos(self):
@@ -403,8 +486,11 @@ class Tokenizer:
                 return pad_id
 
     @classmethod
-    def from_folder(cls, folder):
-        """Load tokenizer.json and its settings.  Raises: DataError."""
+    def from_folder(cls, folder, chat_template=None):
+        """Load tokenizer.json and its settings.  Raises: DataError.
+
+        chat_template: a file, or the name of one of several templates of the folder.
+        """
         folder, config = Path(folder), {}
         try:
             backend = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
@@ -413,6 +499,10 @@ class Tokenizer:
                     config |= json.loads((folder / name).read_text("utf-8"))
             if (folder / "chat_template.jinja").exists():
                 config["chat_template"] = (folder / "chat_template.jinja").read_text("utf-8")
+            more = {}
+            for file in (folder / "additional_chat_templates").glob("*.jinja"):
+                more[file.stem] = file.read_text("utf-8")
+            config |= {"more_chat_templates": more, "chosen_template": chat_template}
             if (folder / "config.json").exists():
                 model = json.loads((folder / "config.json").read_text("utf-8"))
                 config["vocab_size"] = model.get("vocab_size")
@@ -452,11 +542,25 @@ class Tokenizer:
             "padding_side": "right",
             "pad_token": self.backend.id_to_token(self.pad_id),
         }
-        config.pop("vocab_size", None)
+        for of_this_program in ("vocab_size", "chosen_template", "more_chat_templates"):
+            config.pop(of_this_program, None)
         # Not backend.save: on a full disk it raises a bare Exception, not an OSError.
         (Path(folder) / "tokenizer.json").write_text(self.backend.to_str(pretty=True), "utf-8")
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (Path(folder) / "tokenizer_config.json").write_text(text, "utf-8")
+
+
+def add_missing_tokens(backend, config):
+    """Tokens that stand in tokenizer_config.json alone, in the order in which transformers adds."""
+    there = set(map(repr, backend.get_added_tokens_decoder().values()))
+    named = config.get("added_tokens_decoder") or {}
+    tokens = [tokenizers.AddedToken(**named[token_id]) for token_id in sorted(named, key=int)]
+    more = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+    for token in more.values() if isinstance(more, dict) else more:
+        content = token["content"] if isinstance(token, dict) else token
+        if backend.token_to_id(content) is None:
+            tokens.append(tokenizers.AddedToken(content, special=True))
+    backend.add_tokens([token for token in tokens if repr(token) not in there])
 
 
 def special_tokens(backend, config):
@@ -474,7 +578,8 @@ def open_tokenizer(backend, config, where):
     """A Tokenizer; extras/chat_template.py's where the folder has a chat template of its own."""
     template = config.get("chat_template")
     ours = [CHAT_TEMPLATE.replace("BOS", bos) for bos in ("bos_token", "''")]
-    if not template or template in ours:
+    others = config.get("chosen_template") or config.get("more_chat_templates")
+    if not others and (not template or template in ours):
         return Tokenizer(backend, config, where)
     from extras import chat_template
 
@@ -505,6 +610,7 @@ class Example(NamedTuple):
     prompt: int = 0  # a hash: equal for equal prompts
     row: Row | None = None  # where it comes from, while that is in memory
     shortened: bool = False  # whether the prompt lost its beginning
+    notes: list[str] = []  # what the audit should mention
 
     def pairs(self) -> list[tuple[int, int]]:
         """(better, worse) of all pairs of sequences that are not tied."""
@@ -529,31 +635,33 @@ def examples_of(rows, tokenizer, max_length, audit, skip_bad_rows=False):
     # delay, leave: a bar for long work only. disable=None: on a terminal only.
     for row in tqdm(rows, "tokenizing", unit=" rows", delay=3, leave=False, disable=None):
         try:
-            example = example_of(row, tokenizer, max_length)
+            example = tokenize(row, tokenizer, max_length)
+            audit.notes.update(example.notes)  # also where the next line leaves it out
+            check_order(example)
         except LeftOut as reason:
             audit.left_out[str(reason)] += 1
-        except DataError:
+        except DataError as e:
             if not skip_bad_rows:
                 raise
-            reason = "malformed" if len(row.scores) < 2 else "refused by the template"
-            audit.left_out[reason] += 1
+            audit.left_out[e.reason] += 1
         else:
             audit.add(example)
             yield example
 
 
-def example_of(row: Row, tokenizer: Tokenizer, max_length: int) -> Example:
-    """A row to learn from -> Example.  Raises: LeftOut where nothing can be learned from it."""
-    if len(row.scores) < 2:
-        raise DataError(f"{row.where}: no field 'scores' or 'ranks' for two responses or more")
-    example = tokenize(row, tokenizer, max_length)
+def check_order(example: Example):
+    """Raises: LeftOut where nothing can be learned from it; DataError where nothing orders it."""
+    if not example.scores:
+        where = example.row.where
+        raise DataError(f"{where}: no field 'scores' or 'ranks' to order the responses by")
+    if len(example.scores) < 2:
+        raise LeftOut("one response only")
     pairs = example.pairs()
     if not pairs:
         raise LeftOut("all tied")
     for better, worse in pairs:
         if np.array_equal(example.sequences[better], example.sequences[worse]):
             raise LeftOut("identical responses")
-    return example
 
 
 def tokenize(row: Row, tokenizer: Tokenizer, max_length: int) -> Example:
@@ -561,7 +669,10 @@ def tokenize(row: Row, tokenizer: Tokenizer, max_length: int) -> Example:
     for response in row.responses:
         if not response or not response[-1]["content"].strip():
             raise LeftOut("empty response")
-    sequences, start = tokenizer.encode_row(row)
+    sequences, start, changes = tokenizer.encode_row(row)
+    notes = row.notes + changes
+    if repeats_prompt(row):
+        notes.append("a response begins with its whole prompt")
     shorter, new_start = tokenizer.shorten(sequences, start, max_length)
     return Example(
         sequences=shorter,
@@ -572,11 +683,20 @@ def tokenize(row: Row, tokenizer: Tokenizer, max_length: int) -> Example:
         prompt=prompt_hash(row),
         row=row,
         shortened=new_start < start,
+        notes=notes,
     )
 
 
-REASONS = ("malformed", "refused by the template", "empty response", "all tied",
-           "identical responses", "too long")
+def repeats_prompt(row):
+    """Whether a response begins with the whole prompt, as some programs write completions."""
+    if not row.prompt:
+        return False
+    prompt = row.prompt[-1]["content"].strip()
+    return any(response[0]["content"].strip().startswith(prompt) for response in row.responses)
+
+
+REASONS = ("malformed", "refused by the template", "empty response", "one response only",
+           "all tied", "identical responses", "too long")
 
 
 class Audit:
@@ -587,6 +707,7 @@ class Audit:
         self.counts = collections.Counter()
         self.lengths = collections.Counter()  # rows by the tokens of their longest sequence
         self.prompts, self.pairs = set(), set()  # hashes
+        self.notes = collections.Counter()  # rows by what is unusual about them
 
     def add(self, example):
         """Count a row that is kept."""
@@ -623,6 +744,7 @@ class Audit:
             "duplicates": counts["duplicates"],
             "contradictions": counts["contradictions"],
             "prompt_shortened": counts["shortened"],
+            "notes": dict(self.notes),
             "median_tokens": int(np.median(list(self.lengths.elements()) or [0])),
             "most_tokens": max(self.lengths, default=0),
             "longer_wins": float(counts["longer wins"] / max(1, counts["pairs"])),
@@ -637,14 +759,16 @@ def describe_audit(name, summary):
     reasons = [f"{count} {reason}" for reason, count in a["left_out"].items() if count]
     if reasons:
         left_out += f" ({', '.join(reasons)})"
-    return "\n  ".join([
+    lines = [
         f"{name}: {a['read']} rows read = {a['kept']} kept + {left_out}",
         f"{a['pairs']} pairs of {a['prompts']} prompts; {a['duplicates']} duplicates, "
         f"{a['contradictions']} contradictions (kept), {a['prompt_shortened']} prompts shortened",
         f"tokens: median {a['median_tokens']}, most {a['most_tokens']}; the longer response wins "
         f"{a['longer_wins']:.1%}",
         f"prompts are {a['prompt_share']:.0%} of all tokens; --pack computes each once",
-    ])
+    ]
+    lines += [f"{count} rows: {note}" for note, count in a["notes"].items()]
+    return "\n  ".join(lines)
 
 
 # ---------------------------------------------------------------- tokens in the run folder

@@ -38,7 +38,8 @@ from tqdm import tqdm
 
 from data import (
     Audit, DataError, Examples, Tokenizer, batch_function, describe_audit, examples_of,
-    held_out_prompts, micro_batches, prompt_hash, read_rows, rows_of_step, turn_text, write_tokens,
+    held_out_prompts, layout_options, micro_batches, prompt_hash, read_rows, rows_of_step,
+    turn_text, write_tokens,
 )
 from eval import (
     check_ids, describe, pick_device, report, score, score_examples, usable_length,
@@ -80,7 +81,7 @@ def run(args):
     prepare(model, args, examples)
     count = sum(parameter.numel() for _, parameter in trained_parameters(model))
     say(f"model: {count:,} trained parameters, vocabulary {model.config.vocab_size:,}, value "
-        f"head {model.head_origin}; the reward is read at {tokenizer.end_token!r}")
+        f"head {model.head_origin}\n{first_pair(examples, tokenizer)}")
     steps = train(args, model, tokenizer, examples)
     save_model(output, model, tokenizer, max_length)
 
@@ -93,6 +94,19 @@ def run(args):
     held_out = args.eval_data[0] if args.eval_data else examples.folder.parent / "held_out.jsonl"
     say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
         f"  python eval.py report {output} --data {held_out}")
+
+
+def first_pair(examples, tokenizer):
+    """One pair as the model will read it: look at it before you train for hours."""
+    example = examples[examples.numbers(held_out=False)[0]]
+    better, worse = example.pairs()[0]
+    lines = [f"texts are rendered {tokenizer.rendering}; the reward is read at the last token"]
+    for side, index in (("chosen", better), ("rejected", worse)):
+        text = repr(tokenizer.backend.decode(example.sequences[index], skip_special_tokens=False))
+        if len(text) > 400:
+            text = f"{text[:200]} … {text[-200:]}"
+        lines.append(f"  {side:<8} {text}")
+    return "\n".join(lines)
 
 
 def toy_data(args, output):
@@ -287,7 +301,8 @@ def build_model(args, output):
     torch.manual_seed(args.seed)
     if args.model:
         model = open_model(args.model, fresh_head=True)
-        return model, Tokenizer.from_folder(model.folder)
+        on_first(lambda: keep_tokenizer(output, model.folder, args.chat_template))
+        return model, Tokenizer.from_folder(output)
     tokenizer = Tokenizer.from_folder(output)
     D, heads = args.hidden_size, args.num_attention_heads
     model = RewardModel.from_scratch({
@@ -395,22 +410,24 @@ class Split:
     def __init__(self, args, files):
         self.args, self.files = args, files
 
+    def read(self, files, audit=None):
+        """All rows of some files."""
+        return read_rows(files, self.args.skip_bad_rows, audit, layout_options(self.args))
+
     @functools.cached_property
     def held_out_hashes(self):
         """The prompts that are held out. To know them, all rows are read once."""
-        rows = read_rows(self.files, self.args.skip_bad_rows)
+        rows = self.read(self.files)
         return held_out_prompts(rows, self.args.eval_fraction, self.args.seed)
 
     def rows(self, held_out, audit=None):
         """The rows of one side, in the order of the files. The audit counts bad rows."""
-        args = self.args
-        if args.eval_data:
-            files = args.eval_data if held_out else self.files
-            yield from read_rows(files, args.skip_bad_rows, audit)
+        if self.args.eval_data:
+            yield from self.read(self.args.eval_data if held_out else self.files, audit)
             return
         audit = None if held_out else audit  # a bad row is on no side: count it once
-        for row in read_rows(self.files, args.skip_bad_rows, audit):
-            is_held_out = prompt_hash(row, args.seed) in self.held_out_hashes
+        for row in self.read(self.files, audit):
+            is_held_out = prompt_hash(row, self.args.seed) in self.held_out_hashes
             if is_held_out == held_out:
                 yield row
 
@@ -430,6 +447,16 @@ def make_tokenizer(args, output, split):
     else:
         tokenizer = Tokenizer.train(texts_of(split.rows(held_out=False)), args.vocab_size)
     add_files(output, lambda folder: tokenizer.save(folder, args.max_length or MAX_LENGTH))
+
+
+def keep_tokenizer(output, folder, chat_template):
+    """Copy the tokenizer of a pretrained model into the run folder, before it is used.
+
+    A run has its own: the chat template may be another one, and the date in it stands still.
+    """
+    if not (output / "tokenizer_config.json").exists():  # else a run that is resumed
+        tokenizer = Tokenizer.from_folder(folder, chat_template)
+        add_files(output, lambda new: tokenizer.save(new, tokenizer.max_length))
 
 
 def texts_of(rows):
@@ -847,6 +874,10 @@ def add_data_options(add):
     add("--eval-fraction", type=float, help="share of prompts to hold out (0.1; toy world 1/6)")
     add("--max-length", type=int, help="tokens of prompt and response (default: at most 1024)")
     add("--skip-bad-rows", **FLAG, help="leave bad rows out and count them")
+    for field in ("prompt", "chosen", "rejected"):
+        add(f"--{field}-field", metavar="NAME", help=f"the rows' own name for {field!r}")
+    add("--margin-from-scores", **FLAG, help="the margin of a pair is the difference of its scores")
+    add("--chat-template", metavar="FILE", help="render dialogues with this jinja template")
 
 
 def add_model_options(add):
@@ -947,6 +978,8 @@ def check_options(parser, args):
         parser.error("choose one of --bf16 and --fp16")
     if (args.lora_rank or args.freeze_layers) and not args.model:
         parser.error("--lora-rank and --freeze-layers need --model")
+    if args.chat_template and not args.model:
+        parser.error("--chat-template needs --model")
     if args.eval_data and not args.data:
         parser.error("--eval-data needs --data")
 

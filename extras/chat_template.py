@@ -26,45 +26,80 @@ writes. With another text nothing fails: the rewards are only worse. The traps, 
                   beginning of the text of prompt and response. Tokenizer.encode_row therefore
                   takes what all of them have in common.
 
-A template is somebody else's program. jinja2's sandbox lets it compute with its arguments, but not
-change them, read files, or reach Python. It does not limit time or memory.
+    cut answers   Some templates delete the thoughts of an answer, or do not write its tool calls.
+                  Then people compared other answers than the model sees. So we look for everything
+                  that a row says in the text, and the audit counts the rows where it is missing.
+    no assistant  A template for prompts only never writes what the assistant says: all answers are
+                  equal. It is refused when it is loaded.
 
-It costs less than 0.1 ms a dialogue, once, when a file is tokenized. There is no option: it is used
-where a tokenizer's folder has a chat template. tests/extras/test_chat_template.py shows that texts
-and ids are those of transformers (apply_chat_template, whose rules these are), up to the end token.
+A template is somebody else's program, in a sandbox (extras/jinja_templates.py).
+
+It costs less than 0.1 ms a dialogue, once, when a file is tokenized. It is used where a tokenizer's
+folder has a chat template, or with --chat-template FILE. tests/extras/test_chat_template.py shows
+that texts and ids are those of transformers (apply_chat_template, whose rules these are), up to
+the end token.
 """
 import datetime
 import json
-import re
+import os
 
-import jinja2
 import numpy as np
 import tokenizers
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from data import DataError, Messages, Tokenizer
+from data import DataError, Messages, Row, Tokenizer
+from extras.jinja_templates import compile_template, find_templates, one_line, stop_the_clock
 
 SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-PROBE = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # three names for the same
+NOT_SAID = {"role", "type", "id", "tool_call_id"}  # fields that a template need not write
+QUESTION = {"role": "user", "content": "Who goes there?"}
+PROBE = [QUESTION, {"role": "assistant", "content": "Only me."}]
 
 
 class TemplateTokenizer(Tokenizer):
     """A Tokenizer whose text, BOS and end token are those of the folder's chat template."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: dict, where="tokenizer"):
-        self.source = find_template(config, where)
-        self.template = compile_template(self.source, where)
-        self.values = special_tokens(config) | {"tools": None, "documents": None}
-        super().__init__(backend, config, where)
+    rendering = "by the chat template"
 
-    def render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
-        """The template's text for these messages, the same as transformers'.  Raises: DataError."""
+    def __init__(self, backend: tokenizers.Tokenizer, config: dict, where="tokenizer"):
+        self.sources = {}
+        self.templates = {}
+        for name, source in find_templates(config, where).items():
+            self.sources[name] = stop_the_clock(source, datetime.datetime.now())
+            self.templates[name] = compile_template(self.sources[name], where)
+        self.values = special_tokens(config) | {"documents": None}
+        super().__init__(backend, config, where)
+        if not stands_in(self.render(PROBE), PROBE):
+            raise DataError(f"{where}: the chat template does not write what is said in a dialogue")
+
+    def render(
+        self, messages: Messages, add_generation_prompt: bool = False, tools: list | None = None
+    ) -> str:
+        """The template's text for these messages, the same as transformers'.
+
+        Raises: DataError where the template refuses them.
+        """
+        if not add_generation_prompt:
+            return self.run(messages, False, tools)
+        try:
+            return self.run(messages, True, tools)
+        except DataError:  # some templates take a prompt only together with its answer
+            texts = []
+            for answer in ("A", "B"):
+                dialogue = [*messages, {"role": "assistant", "content": answer}]
+                texts.append(self.run(dialogue, False, tools))
+            return os.path.commonprefix(texts)
+
+    def run(self, messages: Messages, add_generation_prompt: bool, tools: list | None) -> str:
+        """What the template writes.  Raises: DataError."""
+        name = "tool_use" if tools and "tool_use" in self.templates else "default"
         values = self.values | {
-            "messages": messages,
+            "messages": list(map(with_thoughts, messages)),
+            "tools": tools,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self.template.render(values)
+            return self.templates[name].render(values)
         except Exception as e:  # somebody else's program may raise anything
             reason = one_line(e)
             raise DataError(f"{self.where}: the chat template refuses it ({reason})") from None
@@ -76,6 +111,17 @@ class TemplateTokenizer(Tokenizer):
             stripped = text.rstrip()
             cut.append(stripped if stripped.endswith(self.end_token) else text)
         return super().encode(cut)
+
+    def changes(self, row: Row, prompt_text: str, texts: list[str]) -> list[str]:
+        """Notes on what is not in the texts as the row has it."""
+        changed = set()
+        for response, text in zip(row.responses, texts):
+            if not stands_in(text, [row.prompt, row.tools]):
+                changed.add("prompt")
+            shared = os.path.commonprefix([prompt_text, text])
+            if not stands_in(text[len(shared) :], response):
+                changed.add("response")
+        return [f"the template changed the {part}, or left some of it out" for part in changed]
 
     def find_bos(self) -> str:
         """The BOS token if the template writes one, else ""."""
@@ -96,11 +142,18 @@ class TemplateTokenizer(Tokenizer):
             return max(endings, key=len)
         return super().find_end_token()
 
-    def chat_template(self) -> str:
-        """The template, changed so that an answer ends at the end token, and nothing follows."""
+    def chat_template(self) -> list[dict]:
+        """The templates as they are saved: the date stands still, and answers are closed."""
+        saved = []
+        for name, source in self.sources.items():
+            saved.append({"name": name, "template": self.closed(source)})
+        return saved[0]["template"] if len(saved) == 1 else saved
+
+    def closed(self, source: str) -> str:
+        """A template, changed so that an answer ends at the end token, and nothing follows."""
         text = self.render(PROBE)
         if text.endswith(self.end_token):
-            return self.source
+            return source
         if text.rstrip().endswith(self.end_token):
             closed = "text.rstrip()"
         else:
@@ -108,24 +161,9 @@ class TemplateTokenizer(Tokenizer):
         answered = "messages and messages[-1]['role'] == 'assistant' and not add_generation_prompt"
         # The plus signs keep white space that jinja2 would trim beside these two tags.
         return (
-            "{% set text +%}" + self.source.removesuffix("\n") + "{%+ endset %}"
+            "{% set text +%}" + source.removesuffix("\n") + "{%+ endset %}"
             "{% if " + answered + " %}{{ " + closed + " }}{% else %}{{ text }}{% endif %}"
         )
-
-
-def find_template(config: dict, where: str) -> str:
-    """The source of the chat template. Of several named ones, the one called "default"."""
-    template = config["chat_template"]
-    if isinstance(template, list):
-        named = {}
-        for entry in template:
-            named[entry["name"]] = entry["template"]
-        if "default" not in named:
-            raise DataError(f"{where}: no chat template is named 'default', of {', '.join(named)}")
-        template = named["default"]
-    if not isinstance(template, str):
-        raise DataError(f"{where}: chat_template is {str(template)[:30]!r}, not text")
-    return template
 
 
 def special_tokens(config: dict) -> dict[str, str]:
@@ -140,49 +178,35 @@ def special_tokens(config: dict) -> dict[str, str]:
     return tokens
 
 
-def compile_template(source: str, where: str) -> jinja2.Template:
-    """A template with the functions, filters and rules for white space that transformers has.
-
-    Raises: DataError where it is not valid.
-    """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols"],
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = strftime_now
-    # {% generation %} marks what the assistant says, for those who train on these tokens alone.
-    # Here it is only a scope for variables, which jinja2 calls {% with %}.
-    source = re.sub(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})", r"\1\2with\3", source)
-    try:
-        return environment.from_string(source)
-    except (jinja2.TemplateError, TypeError, RecursionError) as e:
-        raise DataError(f"{where}: the chat template is not valid ({one_line(e)})") from None
+def with_thoughts(message: dict) -> dict:
+    """The message with its thoughts under the names that templates know."""
+    for field in THOUGHTS:
+        if field in message:
+            thoughts = message[field]
+            return {"thinking": thoughts} | message | {"reasoning_content": thoughts}
+    return message
 
 
-def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    """A value as JSON. jinja2's own filter writes < as \\u003c, and é as \\u00e9."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
+# ---------------------------------------------------------------- is everything there?
 
 
-def raise_exception(message: str):
-    """How a template refuses a dialogue."""
-    raise jinja2.TemplateError(message)
+def stands_in(text: str, messages) -> bool:
+    """Whether a text has all that is said in these messages, and in their tool calls."""
+    for said in texts_in(messages):
+        escaped = json.dumps(said, ensure_ascii=False)[1:-1]  # as templates write tool calls
+        if said.strip() not in text and escaped not in text:
+            return False
+    return True
 
 
-def strftime_now(form: str) -> str:
-    """The date of today: some templates write it into the system turn."""
-    return datetime.datetime.now().strftime(form)
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or repr(error)
+def texts_in(value):
+    """Every text in some messages: what is said, called and thought, but no roles and ids."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts_in(item)
+    elif isinstance(value, dict):
+        for field, item in value.items():
+            if field not in NOT_SAID:
+                yield from texts_in(item)

@@ -42,7 +42,7 @@ def example(scorer, raw, where):
     tokens = len(sequence)
     if tokens > scorer.max_length:
         raise DataError(f"{where}: {tokens} tokens do not fit into {scorer.max_length}")
-    row = Row([], [], scores=[], margin=0.0, gold=[], where=where, raw=raw)
+    row = Row([], [], scores=[], where=where, raw=raw)
     return Example([sequence], scores=[], start=0, row=row)
 
 

@@ -100,6 +100,7 @@ def test_read_is_kept_plus_left_out_by_reason():
         pair("q", "good", []),
         pair("q", "same", "same"),
         several("q", ["a", "b"], [1, 1]),
+        several("q", ["a"], [1]),
         pair("q", "x" * 100, "bad"),
         parse_row({"prompt": "q", "responses": ["a", "b"]}),  # nothing orders them
     ]
@@ -111,6 +112,7 @@ def test_read_is_kept_plus_left_out_by_reason():
         "empty response": 3,
         "identical responses": 1,
         "all tied": 1,
+        "one response only": 1,
         "too long": 1,
     }
     assert audit["read"] == len(rows) == audit["kept"] + sum(audit["left_out"].values())
@@ -119,7 +121,7 @@ def test_read_is_kept_plus_left_out_by_reason():
     assert audit["prompt_shortened"] == 1
     assert audit["prompts"] == 2
     text = describe_audit("train", audit)
-    assert "train: 12 rows read = 5 kept + 7 left out (1 malformed, 3 empty response" in text
+    assert "train: 13 rows read = 5 kept + 8 left out (1 malformed, 3 empty response" in text
 
 
 def test_a_file_of_which_nothing_is_left_can_be_described():

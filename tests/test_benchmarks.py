@@ -43,7 +43,7 @@ def test_all_trainers_get_the_pairs_in_the_order_in_which_train_rm_takes_them(to
     rows = read_lines(tmp_path / "pairs.jsonl")
     ids = json.loads((tmp_path / "ids.json").read_text())
     for number, pair in zip(epoch_order(8, 0, 0), ids):
-        sequences, _ = tokenizer.encode_row(parse_row(rows[number]))
+        sequences, _, _ = tokenizer.encode_row(parse_row(rows[number]))
         assert [sequence.tolist() for sequence in sequences] == pair, "TRL gets other pairs a step"
 
 

@@ -41,7 +41,7 @@ LAYOUTS = (
 )
 
 
-def to_native(row: dict, where: str) -> dict:
+def to_native(row: dict, where: str, options: dict | None = None) -> dict:
     """A row in any layout below -> a native row.  Raises: DataError naming row and field."""
     found = ", ".join(row) or "nothing"
     native = {}

@@ -1,16 +1,16 @@
 """Chat templates: the text and the ids of transformers, one BOS, one end token, and no way out."""
 import json
 import re
-import time
 
 import pytest
 import tokenizers
 from conftest import FIXTURES, tiny_tokenizer
 
 from data import Audit, DataError, LeftOut, Tokenizer, examples_of, open_tokenizer, parse_row
-from extras.chat_template import TemplateTokenizer, compile_template
+from extras.chat_template import TemplateTokenizer
 
 GOLDEN = json.loads((FIXTURES / "templates.json").read_text("utf-8"))["templates"]
+CONTENTS = "{% for m in messages %}{{ m.content }}{% endfor %}</s>"
 MARKS = ("<|eot_id|>", "<|im_start|>", "<|im_end|>")
 ANSWERS = {name: golden["template"] for name, golden in GOLDEN.items()}
 # Nothing closes a turn here, and there is much white space that jinja2 could trim.
@@ -61,7 +61,8 @@ def text_of(tokenizer, ids) -> str:
 def sequences_of(tokenizer, prompt, *answers):
     """The sequences of some answers, and where the response starts."""
     row = parse_row({"prompt": prompt, "responses": list(answers)})
-    return tokenizer.encode_row(row)
+    sequences, start, _ = tokenizer.encode_row(row)
+    return sequences, start
 
 
 # ---------------------------------------------------------------- what transformers makes of it
@@ -216,7 +217,7 @@ def test_of_several_named_templates_the_default_is_taken():
     source = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
     named = [{"name": "default", "template": source}, {"name": "rag", "template": "x"}]
     assert tokenizer_with(named).render([user("a")]) == "a</s>"
-    with pytest.raises(DataError, match="no chat template is named 'default', of rag"):
+    with pytest.raises(DataError, match="choose a chat template with --chat-template: rag"):
         tokenizer_with(named[1:])
     with pytest.raises(DataError, match="chat_template is '3', not text"):
         tokenizer_with(3)
@@ -267,15 +268,57 @@ def test_a_prompt_that_is_too_long_loses_its_oldest_tokens_and_keeps_the_header(
     assert left <= header_tokens + 2, "it was given up too early"  # BOS, and the end of a turn
 
 
-@pytest.mark.parametrize("template", [
-    "{% for m in messages if m.role == 'user' %}{{ m.content }}</s>\n{% endfor %}",
-    "{% for m in messages %}{{ m.content | trim }}</s>{% endfor %}",
-], ids=["drops the answer", "trims the answer"])
-def test_responses_that_a_template_makes_equal_are_left_out(template):
+@pytest.mark.parametrize("content, changed", [
+    ("m.content | trim", 0),
+    ("m.content.split('</think>')[-1] | trim", 1),
+], ids=["trims the answer", "cuts the thoughts"])
+def test_responses_that_a_template_makes_equal_are_left_out(content, changed):
+    template = "{% for m in messages %}{{ " + content + " }}</s>{% endfor %}"
+    rejected = ["good ", "<think>I guess.</think>good"][changed]
+    row = parse_row({"prompt": "q", "chosen": "good", "rejected": rejected})
     audit = Audit()
-    row = parse_row({"prompt": "q", "chosen": "good ", "rejected": "good"})
     assert list(examples_of([row], tokenizer_with(template), 60, audit)) == []
     assert audit.left_out["identical responses"] == 1
+    note = "the template changed the response, or left some of it out"
+    assert audit.notes[note] == changed, "what a template cuts has to be counted"
+
+
+def test_a_template_that_never_writes_the_assistants_text_is_refused():
+    users_only = "{% for m in messages if m.role == 'user' %}{{ m.content }}</s>\n{% endfor %}"
+    with pytest.raises(DataError, match="does not write what is said"):
+        tokenizer_with(users_only)
+
+
+def test_a_turn_whose_role_the_template_does_not_know_is_counted():
+    known = "{% for m in messages if m.role in ('user', 'assistant') %}{{ m.content }}{% endfor %}"
+    turns = [{"role": "prompter", "content": "Which?"}]
+    row = parse_row({"prompt": turns, "chosen": "This.", "rejected": "That."})
+    audit = Audit()
+    assert len(list(examples_of([row], tokenizer_with(known + "</s>"), 60, audit))) == 1
+    assert audit.notes == {"the template changed the prompt, or left some of it out": 1}
+
+
+def test_a_template_that_takes_a_prompt_only_with_its_answer_is_enough():
+    strict = (
+        "{% if messages | length != 2 %}{{ raise_exception('two messages, please') }}{% endif %}"
+        "<u>{{ messages[0].content }}<a>{{ messages[1].content }}</s>"
+    )
+    tokenizer = tokenizer_with(strict)
+    assert tokenizer.render([user("q")], add_generation_prompt=True) == "<u>q<a>"
+    sequences, start = sequences_of(tokenizer, "the mat", "the cat", "the dog")
+    assert text_of(tokenizer, sequences[1][start:]) == "the dog</s>"
+    shorter, new_start = tokenizer.shorten(sequences, start, len(sequences[0]) - 1)
+    assert text_of(tokenizer, shorter[0][new_start - 3 : new_start]) == "<a>"
+
+
+def test_rows_with_tools_use_the_template_for_tools():
+    named = [
+        {"name": "default", "template": CONTENTS},
+        {"name": "tool_use", "template": "{{ tools | tojson }}" + CONTENTS},
+    ]
+    tokenizer = tokenizer_with(named)
+    assert tokenizer.render([user("a")]) == "a</s>"
+    assert tokenizer.render([user("a")], tools=[{"name": "f"}]) == '[{"name": "f"}]a</s>'
 
 
 def test_a_dialogue_that_the_template_refuses_stops_or_is_counted():
@@ -294,68 +337,3 @@ def test_a_dialogue_that_the_template_refuses_stops_or_is_counted():
     kept = list(examples_of(rows, tokenizer, 60, audit, skip_bad_rows=True))
     assert len(kept) == 1
     assert audit.left_out["refused by the template"] == 1
-
-
-# ---------------------------------------------------------------- the language of templates
-
-
-def test_generation_tags_leave_the_text_as_it_is():
-    body = (
-        "{% for m in messages %}{% if m.role == 'assistant' %}@{{ m.content }}</s>#"
-        "{% else %}[{{ m.content }}]{% endif %}{% endfor %}"
-    )
-    dialogue = [user("a"), assistant("b")]
-    plain = tokenizer_with(body.replace("@", "").replace("#", ""))
-    for start, end in (("{% ", " %}"), ("{%- ", " -%}"), ("{%+", "+%}")):
-        opened = body.replace("@", f"{start}generation{end}")
-        marked = tokenizer_with(opened.replace("#", f"{start}endgeneration{end}"))
-        assert marked.render(dialogue) == plain.render(dialogue) == "[a]b</s>"
-        assert marked.end_token == "</s>"
-
-
-def test_a_generation_block_is_a_scope_as_in_transformers():
-    scoped = tokenizer_with(
-        "{% set x = 'A' %}{% generation %}{% set x = 'B' %}{% endgeneration %}{{ x }}</s>"
-    )
-    assert scoped.render([user("a")]) == "A</s>"
-
-
-def test_tojson_and_the_clock_are_those_of_transformers():
-    tokenizer = tokenizer_with(
-        "{{ {'b': '<', 'a': 'é'} | tojson(sort_keys=true, indent=1) }}{{ strftime_now('%Y') }}</s>"
-    )
-    expected = '{\n "a": "é",\n "b": "<"\n}' + time.strftime("%Y") + "</s>"
-    assert tokenizer.render([user("x")]) == expected
-
-
-def test_tools_and_documents_are_there_and_none():
-    tokenizer = tokenizer_with("{{ tools is none }} {{ documents is none }}</s>")
-    assert tokenizer.render([user("x")]) == "True True</s>"
-
-
-def test_loops_may_break_and_white_space_around_tags_is_trimmed():
-    template = compile_template("{% for i in 'abc' %}\n  {% if i == 'b' %}{% break %}{% endif %}\n"
-                                "{{ i }}\n{% endfor %}", "t")
-    assert template.render() == "a\n"
-
-
-@pytest.mark.parametrize("template, message", [
-    ("{{ messages.append(1) }}", "unsafe"),
-    ("{{ messages[0].update(role='x') }}", "unsafe"),
-    ("{{ messages.__class__.__init__.__globals__ }}", "unsafe"),
-    ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
-    ("{{ cycler.__init__.__globals__.os.system('true') }}", "unsafe"),
-    ("{{ raise_exception.__globals__ }}{{ raise_exception.__globals__.x }}", "unsafe"),
-    ("{% include '/etc/passwd' %}", "no loader"),
-    ("{% import 'os' as os %}", "no loader"),
-    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
-    ("{% for i in range(10 ** 7) %}{% endfor %}", "Range too big"),
-    ("{{ 1 // 0 }}", "division"),
-    ("{{ raise_exception('one\n  two') }}", "one two"),
-    ("{% for m in messages %}{{ m", "not valid"),
-    ("{% nothing %}", "not valid"),
-])
-def test_a_template_that_reaches_out_or_fails_is_refused_in_one_line(template, message):
-    with pytest.raises(DataError, match="tokenizer: the chat template .*" + message) as error:
-        tokenizer_with(template)
-    assert "\n" not in str(error.value)

@@ -66,7 +66,7 @@ def test_qwens_template_renders_with_its_default_system_turn():
 def test_minimind_puts_an_empty_think_block_into_the_last_answer():
     tokenizer = real_tokenizer("minimind")
     row = parse_row({"prompt": "Hi", "responses": ["Hello.", "Go."]})
-    [hello, _], start = tokenizer.encode_row(row)
+    [hello, _], start, _ = tokenizer.encode_row(row)
     whole = tokenizer.backend.decode(hello.tolist(), skip_special_tokens=False)
     assert whole == (
         "<|im_start|>user\nHi<|im_end|>\n"

@@ -1,0 +1,133 @@
+r"""jinja_templates.py: chat templates as programs: found in a folder, made harmless, and compiled.
+
+A chat template is text with statements in it, in the language jinja2. extras/chat_template.py says
+what they are for. This file makes one ready to run, with the rules that transformers has:
+
+    white space     a statement alone on its line leaves no empty line and no indentation behind
+    functions       raise_exception(why) refuses a dialogue; strftime_now(form) gives the date
+    filters         tojson writes é and < as they are
+    generation      {% generation %} … {% endgeneration %} mark what the assistant says
+
+The traps, by their symptoms:
+
+    the clock       Llama 3.2 and SmolLM3 write the date of today into the system turn. The same
+                    text has another reward tomorrow, and nobody knows why. So a template's clock
+                    stands still: strftime_now("%d %b %Y") becomes the text "26 Nov 2026" before
+                    the template is compiled, and that template is saved with the reward model.
+    named ones      A folder may hold several templates. The one called "default" is taken, and for
+                    rows with tools the one called "tool_use". Without a "default" you have to
+                    choose: --chat-template NAME.
+
+A template is somebody else's program. jinja2's sandbox lets it compute with its arguments, but not
+change them, read files, or reach Python. It does not limit time or memory.
+
+tests/extras/test_jinja_templates.py compares the rules with those of transformers.
+"""
+import datetime
+import json
+import re
+from pathlib import Path
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from data import DataError
+
+CLOCK = re.compile(r"""\bstrftime_now\(\s*(['"])([^'"]*)\1\s*\)""")
+
+
+def find_templates(config: dict, where: str) -> dict[str, str]:
+    """The sources of the templates "default" and, where there is one, "tool_use".
+
+    config["chosen_template"] is what --chat-template gave: a file, or one of the names.
+
+    Raises: DataError where none can be taken for the default.
+    """
+    named = named_templates(config, where)
+    chosen = config.get("chosen_template")
+    if chosen:
+        return {"default": named.get(chosen) or read_template(chosen)}
+    if "default" not in named:
+        names = ", ".join(named)
+        raise DataError(f"{where}: choose a chat template with --chat-template: {names}")
+    return {name: named[name] for name in ("default", "tool_use") if name in named}
+
+
+def named_templates(config: dict, where: str) -> dict[str, str]:
+    """All sources of a folder by name.  Raises: DataError."""
+    templates = config.get("chat_template")
+    if not isinstance(templates, list):
+        templates = [{"name": "default", "template": templates}] if templates else []
+    named = dict(config.get("more_chat_templates", {}))
+    for entry in templates:
+        if not isinstance(entry, dict) or not isinstance(entry.get("template"), str):
+            shown = str(config["chat_template"])[:30]
+            raise DataError(f"{where}: chat_template is {shown!r}, not text")
+        named[entry["name"]] = entry["template"]
+    return named
+
+
+def read_template(path: str) -> str:
+    """A template from a file.  Raises: DataError."""
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or "not UTF-8 text"
+        raise DataError(f"--chat-template {path}: {reason}") from None
+
+
+def stop_the_clock(source: str, now: datetime.datetime) -> str:
+    """The template with the date of now in place of every strftime_now("…")."""
+
+    def date(match):
+        return json.dumps(now.strftime(match[2]))
+
+    return CLOCK.sub(date, source)
+
+
+def compile_template(source: str, where: str) -> jinja2.Template:
+    """A template with the functions, filters and rules for white space that transformers has.
+
+    Raises: DataError where it is not valid.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols"],
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = strftime_now
+    # {% generation %} marks what the assistant says, for those who train on these tokens alone.
+    # Here it is only a scope for variables, which jinja2 calls {% with %}.
+    source = re.sub(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})", r"\1\2with\3", source)
+    try:
+        return environment.from_string(source)
+    except (jinja2.TemplateError, TypeError, RecursionError) as e:
+        raise DataError(f"{where}: the chat template is not valid ({one_line(e)})") from None
+
+
+def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    """A value as JSON. jinja2's own filter writes < as \\u003c, and é as \\u00e9."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def raise_exception(message: str):
+    """How a template refuses a dialogue."""
+    raise jinja2.TemplateError(message)
+
+
+def strftime_now(form: str):
+    """A date whose form is computed: stop_the_clock has left it. It would change every day."""
+    raise jinja2.TemplateError(f"it writes the date in a form that it computes ({form!r})")
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or repr(error)
