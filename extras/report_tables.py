@@ -37,10 +37,11 @@ def print_by(by, boards):
     if boards:
         mean_name += f" (not the score of {', '.join(boards)})"
     for field, parts in by.items():
-        lines = [part | {field: name} for name, part in parts.items()]
+        column = f"field {field}" if field in ("pairs", "accuracy", "best_wins") else field
+        lines = [part | {column: name} for name, part in parts.items()]
         most = sorted(lines, key=lambda line: -line["pairs"])[:MOST_LINES]
         printed = [line for line in lines if line in most]
-        print_table(f"by {field}", [*printed, mean_line(lines) | {field: mean_name}])
+        print_table(f"by {field}", [*printed, mean_line(lines) | {column: mean_name}])
         if len(lines) > MOST_LINES:
             print(f"and {len(lines) - MOST_LINES} values with fewer pairs (--output has them all)")
 

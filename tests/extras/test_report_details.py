@@ -189,6 +189,17 @@ def test_by_prints_its_tables_without_the_others(capsys):
     assert lines[-1].split() == [f"{mean:.3f}", f"{mean:.3f}", "their", "mean"]
 
 
+@pytest.mark.parametrize("field", ["pairs", "accuracy", "best_wins", "length"])
+def test_a_field_may_have_the_name_of_a_figure(field, capsys):
+    rows = [row | {field: "x"} for row in toy_rows(4)]
+    examples = examples_from(rows)
+    added, _ = details(random_rewards(examples), examples, by=[field])
+    assert added["by"][field]["x"]["pairs"] == 4 and len(added["by_length"]) > 1
+    lines = capsys.readouterr().out.splitlines()
+    line = lines[lines.index(f"by {field}") + 2]
+    assert line.split()[0] == "4" and line.split()[-1] == "x"
+
+
 def test_of_very_many_values_those_with_most_pairs_are_printed_and_the_others_counted(capsys):
     rows = toy_rows(70)
     for row in rows[:10]:
