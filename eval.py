@@ -401,7 +401,7 @@ def check_ids(sequences, model, where):
 
 def command_report(args, scorer):
     """Preference pairs -> the report on standard output; --output keeps every figure."""
-    wants_details = args.details or args.predictions or args.plot
+    wants_details = args.details or args.by or args.predictions or args.plot
     if wants_details:
         from extras import report_details
 
@@ -523,6 +523,7 @@ def parse_options(argv):
     add("--data", required=True, nargs="+", metavar="FILE", help="pairs, in any layout of training")
     add("--output", metavar="FILE", help="write every figure here as JSON")
     add("--details", **flag, help="by confidence, length and source; the worst mistakes")
+    add("--by", nargs="+", metavar="FIELD", help="accuracy by the values of these fields")
     add("--predictions", metavar="FILE", help="write the rewards of every pair here")
     add("--plot", metavar="FILE", help="draw rewards, calibration, length (needs matplotlib)")
     add("--skip-bad-rows", **flag, help="leave bad rows out and count them")

@@ -1,6 +1,7 @@
 """report_details.py: what a long report adds to accuracy and loss.
 
     python eval.py report RUN --data pairs.jsonl --details
+    python eval.py report RUN --data pairs.jsonl --by language category.topic
     python eval.py report RUN --data a.jsonl b.jsonl --predictions scored_pairs.jsonl
 
 One accuracy for a whole file hides where a model is good and where it is not. --details prints:
@@ -8,16 +9,18 @@ One accuracy for a whole file hides where a model is good and where it is not. -
     by confidence       the calibration table of eval.py: accuracy beside confidence σ(|gap|)
     by tokens           accuracy on the shortest quarter of the pairs, the next, …, the longest
     by source, subset   accuracy on the rows that have the same "source" or "subset", and the mean
-                        of these lines: leaderboards give every subset the same weight
+                        of these lines. --by FIELD … splits by other fields of the rows instead
     best_wins           has the best response of a row the highest reward? If m responses share it,
                         and the best is one of them, that is worth 1/m. A coin scores 1/K there,
-                        not 1/2 (RewardBench 2, Malik et al. 2025)
+                        not 1/2
+    a benchmark's rule  what its own code gives, where rows are recognised (extras/leaderboards/).
+                        For several that is not the mean of the lines above
     surest and wrong    the pairs that the model ranks wrong with the largest gaps, as texts. Look
                         at them first: often the label is wrong, and not the model
 
 --predictions FILE keeps a JSON line a pair, to compare two models pair by pair. --plot FILE draws
 (extras/plots.py). --output FILE then has all these figures too. Several files of --data are put
-beside each other in a last table.
+beside each other in a last table. extras/report_tables.py prints.
 
 It costs almost nothing next to the forward passes. tests/extras/test_report_details.py compares the
 figures with computations by hand.
@@ -32,8 +35,10 @@ import numpy as np
 
 from data import DataError
 from eval import all_pairs, correlation
-from extras import plots
+from extras import leaderboards, plots, report_tables
 from extras.report_texts import predictions, worst_mistakes
+
+NO_VALUE = "(none)"
 
 
 def show(args, scorer, rewards, examples, figures):
@@ -44,9 +49,13 @@ def show(args, scorer, rewards, examples, figures):
     """
     pairs = all_pairs(rewards, examples)
     rows = list(zip(examples, rewards))
-    added = more_figures(pairs, rows)
+    if args.by:
+        check_fields(args.by, examples)
+    added = more_figures(pairs, rows, args.by)
     if args.details:
-        print_details(figures | added)
+        report_tables.print_details(figures | added)
+    elif args.by:
+        report_tables.print_by(added["by"], added["leaderboards"])
     if args.plot:
         metrics = plots.read_metrics(scorer.model.folder)
         plots.draw(args.plot, pairs, figures, metrics)
@@ -60,7 +69,7 @@ def show(args, scorer, rewards, examples, figures):
                 file.write(json.dumps(line) + "\n")
     args.reports = [*reports, figures]
     if len(args.reports) == len(args.data) > 1:
-        print_beside_each_other(args.data, args.reports)
+        report_tables.print_beside_each_other(args.data, args.reports)
     return added
 
 
@@ -82,13 +91,22 @@ def check_options(args):
             raise DataError("--plot draws one file of --data")
 
 
+def check_fields(fields, examples):
+    """Raises: DataError where a field of --by is in no row."""
+    for field in fields:
+        if all(value_of(example, field) == NO_VALUE for example in examples):
+            file = examples[0].row.where.rpartition(":")[0]
+            found = ", ".join(examples[0].row.raw)
+            raise DataError(f"{file}: --by {field}: no row has this field (found: {found})")
+
+
 # ---------------------------------------------------------------- figures
 
 
-def more_figures(pairs, rows):
+def more_figures(pairs, rows, fields=None):
     """All that is added.
 
-    Args:  pairs: eval.Pairs.  rows: N of (example, its K rewards).
+    Args:  pairs: eval.Pairs.  rows: N of (example, its K rewards).  fields: of --by.
     """
     gaps = pairs.r_chosen - pairs.r_rejected  # (B,)
     longer_by = pairs.tokens_chosen - pairs.tokens_rejected  # (B,)
@@ -104,12 +122,13 @@ def more_figures(pairs, rows):
         "rows_with_a_best": int(np.isfinite(wins).sum()),
         "best_wins": mean(wins),
         "mistakes": worst_mistakes(rows),
+        "by": {},
+        "leaderboards": leaderboards.figures(rows),
     }
-    for field in ("source", "subset"):
-        names = [str(example.row.raw.get(field) or "") for example, _ in rows]
-        parts = by_name(np.array(names), pairs, wins)
-        if parts:
-            added[f"by_{field}"] = parts
+    for field in fields or ("source", "subset"):
+        names = [value_of(example, field) for example, _ in rows]
+        if fields or set(names) != {NO_VALUE}:
+            added["by"][field] = by_name(names, pairs, wins)
     return added
 
 
@@ -169,75 +188,31 @@ def by_length(pairs):
     return parts
 
 
-def by_name(names, pairs, wins):
-    """Name -> figures of the rows with this name. Rows without a name are in no part.
+def value_of(example, field):
+    """What a row has in a field, as text. "a.b" is field b of the object in field a."""
+    value = example.row.raw
+    if field in value:
+        value = value[field]
+    else:
+        for name in field.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+    if value is None or value == "":
+        return NO_VALUE
+    return value if isinstance(value, str) else json.dumps(value)
 
-    Args:  names, wins: (N,).  pairs: eval.Pairs.
+
+def by_name(names, pairs, wins):
+    """Name -> figures of the rows with this name.
+
+    Args:  names, wins: N.  pairs: eval.Pairs.
     """
     gaps = pairs.r_chosen - pairs.r_rejected  # (B,)
+    different = sorted(set(names))
+    numbers = {name: number for number, name in enumerate(different)}
+    number_of_row = np.array([numbers[name] for name in names])  # (N,)
+    number_of_pair = number_of_row[pairs.row.astype(int)]  # (B,)
     parts = {}
-    for name in sorted(set(names.tolist()) - {""}):
-        of_rows = names == name  # (N,)
-        of_pairs = of_rows[pairs.row.astype(int)]  # (B,)
-        parts[name] = accuracy(gaps[of_pairs])
-        parts[name]["best_wins"] = mean(wins[of_rows])
+    for number, name in enumerate(different):
+        parts[name] = accuracy(gaps[number_of_pair == number])
+        parts[name]["best_wins"] = mean(wins[number_of_row == number])
     return parts
-
-
-# ---------------------------------------------------------------- tables
-
-
-def print_details(figures):
-    """The tables and the mistakes."""
-    print_table("by confidence σ(|gap|)", figures["calibration"]["table"])
-    print_table("by tokens of the longer response, with its prompt", figures["by_length"])
-    for field in ("source", "subset"):
-        parts = figures.get(f"by_{field}")
-        if parts:
-            lines = [part | {field: name} for name, part in parts.items()]
-            means = {"pairs": ""}
-            for key in ("accuracy", "best_wins"):
-                means[key] = mean([line[key] for line in lines])
-            print_table(f"by {field}", [*lines, means | {field: "their mean"}])
-    all_rows = {"rows": figures["rows_with_a_best"], "best_wins": figures["best_wins"]}
-    print_table("rows with one best response", [all_rows])
-    for mistake in figures["mistakes"]:
-        print("\nsurest and wrong")
-        for name, value in mistake.items():
-            print(f"  {name:<9} {shown(value)}")
-
-
-def print_beside_each_other(names, reports):
-    """The main figures of several files, a line a file."""
-    lines = []
-    for name, figures in zip(names, reports):
-        line = {key: figures[key] for key in ("pairs", "accuracy")}
-        line["from"], line["to"] = figures["accuracy_ci95"]
-        line["longer wins"] = figures["longer_wins_accuracy"]
-        line["loss"] = figures["loss"]
-        line["ece"] = figures["calibration"]["ece"]
-        lines.append(line | {"data": name})
-    print_table("all files (from, to: 95% interval of the accuracy)", lines)
-
-
-def print_table(title, lines):
-    """Dictionaries with the same keys: a line each, in columns under these keys.
-
-    Texts of any length come last.
-    """
-    print(f"\n{title}")
-    print(*[f"{key:>11}" for key in lines[0]])
-    for line in lines:
-        print(*[f"{shown(value):>11}" for value in line.values()])
-
-
-def shown(value):
-    """A value as it is printed: three digits after the point, a text in one line."""
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    text = str(value)[:300]
-    if not text.isprintable():  # escape codes would change the terminal
-        text = json.dumps(text)
-    return text

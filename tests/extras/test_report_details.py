@@ -30,7 +30,8 @@ def toy_rows(n):
 
 def details(rewards, examples, **options):
     """The figures that are added, and what they are added to."""
-    defaults = {"data": ["f"], "output": None, "predictions": None, "plot": None, "details": True}
+    defaults = {"data": ["f"], "output": None, "predictions": None, "plot": None, "by": None}
+    defaults["details"] = True
     args = argparse.Namespace(**defaults | options)
     scorer = Scorer(tiny_model(), tiny_tokenizer())
     figures = report(rewards, examples)
@@ -109,7 +110,7 @@ def test_the_best_of_a_row_wins_alone_shares_or_loses(capsys):
     shares = 1 + 1 / 2 + 1 / 3
     assert added["rows_with_a_best"] == 5
     assert added["best_wins"] == pytest.approx(shares / 5)
-    of_s, of_t = added["by_subset"]["S"], added["by_subset"]["T"]
+    of_s, of_t = added["by"]["subset"]["S"], added["by"]["subset"]["T"]
     assert of_s["pairs"] == 12 and of_s["best_wins"] == pytest.approx(shares / 4)
     assert of_s["accuracy"] == pytest.approx((3 + 2.5 + 2 + 2) / 12)
     assert of_t["pairs"] == 3 and of_t["best_wins"] == 0.0
@@ -122,13 +123,15 @@ def test_the_best_of_a_row_wins_alone_shares_or_loses(capsys):
     )
 
 
-def test_rows_without_a_source_are_in_no_part(capsys):
+def test_rows_without_a_source_are_a_part_of_their_own(capsys):
     rows = toy_rows(6)
-    del rows[1]["source"], rows[3]["source"], rows[5]["source"]
+    del rows[1]["source"]
+    rows[3]["source"], rows[5]["source"] = "", None
     examples = examples_from(rows)
     added, _ = details(random_rewards(examples), examples)
-    assert list(added["by_source"]) == ["a"] and added["by_source"]["a"]["pairs"] == 3
-    assert "by_subset" not in added and "by subset" not in capsys.readouterr().out
+    by_source = added["by"]["source"]
+    assert [by_source[name]["pairs"] for name in ("a", "(none)")] == [3, 3]
+    assert "subset" not in added["by"] and "by subset" not in capsys.readouterr().out
 
 
 def test_a_part_without_a_best_response_has_a_dash(capsys):
@@ -136,8 +139,88 @@ def test_a_part_without_a_best_response_has_a_dash(capsys):
     examples = examples_from(rows)
     added, _ = details([np.array([1, 1, 0])], examples)
     assert added["best_wins"] is None and added["rows_with_a_best"] == 0
-    assert added["by_source"]["tied"] == {"pairs": 2, "accuracy": 1.0, "best_wins": None}
+    assert added["by"]["source"]["tied"] == {"pairs": 2, "accuracy": 1.0, "best_wins": None}
     assert "–" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- by any field
+
+
+def language_rows():
+    rows = toy_rows(12)
+    for i, row in enumerate(rows):
+        row["language"] = ["en", "de", 7, None][i % 4]
+        row["about"] = {"code": i % 3 == 0, "topic": {"name": "ab"[i % 2]}}
+        row["about.code"] = "beside"
+    return rows
+
+
+def test_by_splits_by_any_field_and_counts_rows_without_it():
+    examples = examples_from(language_rows())
+    rewards = random_rewards(examples)
+    added, _ = details(rewards, examples, by=["language", "about.topic.name"])
+    right = np.array([r[0] > r[1] for r in rewards])
+    assert list(added["by"]) == ["language", "about.topic.name"]
+    for number, name in enumerate(["en", "de", "7", "(none)"]):
+        part = added["by"]["language"][name]
+        assert part["pairs"] == 3 and part["accuracy"] == right[number::4].mean(), name
+    assert added["by"]["about.topic.name"]["b"]["accuracy"] == right[1::2].mean()
+
+
+def test_a_field_with_a_dot_in_its_name_comes_before_a_field_of_an_object():
+    examples = examples_from(language_rows())
+    added, _ = details(random_rewards(examples), examples, by=["about.code"])
+    assert list(added["by"]["about.code"]) == ["beside"]
+    rows = language_rows()
+    for row in rows:
+        del row["about.code"]
+    examples = examples_from(rows)
+    added, _ = details(random_rewards(examples), examples, by=["about.code"])
+    pairs = {name: part["pairs"] for name, part in added["by"]["about.code"].items()}
+    assert pairs == {"false": 8, "true": 4}
+
+
+def test_by_prints_its_tables_without_the_others(capsys):
+    examples = examples_from(language_rows())
+    added, _ = details(random_rewards(examples), examples, by=["source"], details=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "by source" and len(lines) == 2 + 1 + 2 + 1
+    mean = np.mean([part["accuracy"] for part in added["by"]["source"].values()])
+    assert lines[-1].split() == [f"{mean:.3f}", f"{mean:.3f}", "their", "mean"]
+
+
+@pytest.mark.parametrize("field", ["pairs", "accuracy", "best_wins", "length"])
+def test_a_field_may_have_the_name_of_a_figure(field, capsys):
+    rows = [row | {field: "x"} for row in toy_rows(4)]
+    examples = examples_from(rows)
+    added, _ = details(random_rewards(examples), examples, by=[field])
+    assert added["by"][field]["x"]["pairs"] == 4 and len(added["by_length"]) > 1
+    lines = capsys.readouterr().out.splitlines()
+    line = lines[lines.index(f"by {field}") + 2]
+    assert line.split()[0] == "4" and line.split()[-1] == "x"
+
+
+def test_of_very_many_values_those_with_most_pairs_are_printed_and_the_others_counted(capsys):
+    rows = toy_rows(70)
+    for row in rows[:10]:
+        row["id"] = "p69"  # ten pairs and its own
+    examples = examples_from(rows)
+    added, _ = details(random_rewards(examples), examples, by=["id"], details=False)
+    out = capsys.readouterr().out
+    assert len(added["by"]["id"]) == 60 and "and 10 values with fewer pairs" in out
+    assert len(out.splitlines()) == 2 + 1 + 50 + 1 + 1
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("p69")] == ["11"]
+
+
+@pytest.mark.parametrize("field", ["lang", "about.lang", "source.name", ""])
+def test_a_field_that_no_row_has_is_one_line(run, tmp_path, field):
+    file = write_rows(tmp_path / "in.jsonl", language_rows())
+    options = ["--data", file, "--by", "language", field]
+    status, _, err = command(evaluation.main, "report", run, *options)
+    assert status == 2
+    found = "found: prompt, chosen, rejected, id, source, language, about, about.code"
+    line = f"eval.py: {file}: --by {field}: no row has this field ({found})"
+    assert err.splitlines()[-1] == line
 
 
 # ---------------------------------------------------------------- mistakes, tables
@@ -206,7 +289,7 @@ def test_predictions_hold_what_the_report_is_made_of(run, tmp_path):
         assert [token["token"] for token in line["scored_tokens"]] == ["</s>", "</s>"]
     gaps = np.array([line["chosen"] - line["rejected"] for line in predicted[:8]])
     assert reports[0]["accuracy"] == (gaps > 0).mean() == reports[1]["accuracy"]
-    assert reports[0]["by_source"]["a"]["accuracy"] == (gaps[::2] > 0).mean()
+    assert reports[0]["by"]["source"]["a"]["accuracy"] == (gaps[::2] > 0).mean()
     chosen = [{"prompt": row["prompt"], "response": row["chosen"]} for row in rows]
     exact = score(RewardModel.from_pretrained(run), chosen)
     assert [line["chosen"] for line in predicted[:8]] == pytest.approx(exact, abs=1e-5)
