@@ -27,11 +27,11 @@ def summaries(row: dict, where: str) -> dict:
     if not answers_apart(row, "info", "summaries"):
         return row
     row = dict(row)
+    better = verdict_of(row, "choice", {"0": FIRST, "1": SECOND}, where)
     texts = column(row, "summaries", "text", where)
     del row["summaries"]
     if len(texts) != 2:
         raise DataError(f"{where}: field 'summaries' holds {len(texts)} summaries, not 2")
-    better = verdict_of(row, "choice", {"0": FIRST, "1": SECOND}, where)
     prompt = text_to_summarize(row.pop("info"), where)
     row = with_prompt(row, prompt, "info", where)
     return with_verdict(row, *texts, better)
@@ -87,10 +87,10 @@ def shp(row: dict, where: str) -> dict:
     if not answers_apart(row, "human_ref_A", "human_ref_B"):
         return row
     row = dict(row)
+    better = verdict_of(row, "labels", {"1": FIRST, "0": SECOND}, where)
     if isinstance(row.get("history"), str):
         post = row.pop("history")
         row = with_prompt(row, post, "history", where)
-    better = verdict_of(row, "labels", {"1": FIRST, "0": SECOND}, where)
     return judged(row, "human_ref_A", "human_ref_B", better)
 
 

@@ -120,7 +120,7 @@ SCORED = [{"response": G, "overall_score": 1}, {"response": B}]
     (WEBGPT | {"score_1": None}, "no field 'score_1'"),
     (WEBGPT | {"score_0": "high"}, "field 'score_0' is 'high'"),
     (WEBGPT | {"question": {"id": 1}}, "field 'question' has no text in 'full_text'"),
-    ({"history": Q, "human_ref_A": G, "human_ref_B": B}, "no field 'labels' (found: human_ref_A"),
+    ({"history": Q, "human_ref_A": G, "human_ref_B": B}, "no field 'labels' (found: history"),
     ({"history": Q, "human_ref_A": G, "human_ref_B": B, "labels": 2},
      "field 'labels' is '2', not one of 1, 0"),
     (PKU, "no field 'better_response_id' (found: prompt, response_0"),
