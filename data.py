@@ -71,7 +71,7 @@ class Row:
 # The fields of a native row. A row with another field goes through extras/layouts/.
 NATIVE = {
     "prompt", "chosen", "rejected", "response", "responses", "scores", "ranks", "margin",
-    "gold_chosen", "gold_rejected", "id", "source", "subset",
+    "gold_chosen", "gold_rejected", "id", "source", "subset", "tools",
 }
 
 
@@ -87,11 +87,11 @@ def parse_row(raw: dict, where: str = "row", layout: dict | None = None) -> Row:
     Args:   layout: what --prompt-field and other options say about rows in another layout.
     Raises: DataError naming row and field.
     """
-    row = raw
+    row, notes = raw, []
     if layout or not is_native(raw):
         from extras import layouts
 
-        row = layouts.to_native(raw, where, layout or {})
+        row = layouts.to_native(raw, where, layout, notes)
     prompt = to_messages(row["prompt"], "user", where, "prompt")
     fields, scores = responses_of(row, where)
     responses = []
@@ -100,7 +100,7 @@ def parse_row(raw: dict, where: str = "row", layout: dict | None = None) -> Row:
     read = Row(prompt, responses, scores, where, raw)
     read.gold = gold_of(row, where)
     read.tools = row.get("tools")
-    read.notes = row.get("notes", [])
+    read.notes = notes
     if row.get("margin") is not None:
         read.margin = to_number(row["margin"], where, "margin")
     return read
@@ -108,7 +108,7 @@ def parse_row(raw: dict, where: str = "row", layout: dict | None = None) -> Row:
 
 def is_native(row):
     """Whether the row is as parse_row describes it, and nothing in it has to be translated."""
-    if row.get("prompt") is None or not row.keys() <= NATIVE:
+    if not row.get("prompt") or not row.keys() <= NATIVE or "tools" in row:
         return False
     responses = [row[field] for field in ("chosen", "rejected", "response") if field in row]
     if isinstance(row.get("responses"), list):
@@ -252,7 +252,7 @@ def layout_options(args):
     """What the command line says about rows in another layout: only the options that are given."""
     given = {}
     for name in ("prompt_field", "chosen_field", "rejected_field", "margin_from_scores"):
-        value = getattr(args, name)
+        value = getattr(args, name, None)
         if value is not None and value is not False:
             given[name] = value
     return given

@@ -1,4 +1,5 @@
 """How a dialogue is written down: lists of texts, other names for the speakers, transcripts."""
+import json
 import re
 
 from data import DataError
@@ -15,11 +16,35 @@ ROLES = {
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
+def tools(row: dict, where: str) -> dict:
+    """The tools that the assistant may call: a list, or the JSON text of one (LLaMA-Factory).
+
+    {"prompt": "q", "tools": '[{"name": "weather"}]', …}
+    -> {"prompt": "q", "tools": [{"name": "weather"}], …}: the chat template writes them down
+    """
+    if "tools" not in row:
+        return row
+    row = dict(row)
+    value = row.pop("tools")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else []
+        except ValueError:
+            raise DataError(f"{where}: field 'tools' is not JSON") from None
+    if not value:
+        return row
+    if not isinstance(value, list):
+        raise DataError(f"{where}: field 'tools' is not a list of tools")
+    return row | {"tools": value}
+
+
 def rewardbench(row: dict, where: str) -> dict:
-    """RewardBench 2: K responses, some right and the others wrong.
+    """allenai/reward-bench-2 (arXiv:2506.01937) and THU-KEG/RM-Bench (arXiv:2410.16184).
 
     {"prompt": "q", "chosen": ["good"], "rejected": ["bad", "worse"]}
     -> {"prompt": "q", "responses": ["good", "bad", "worse"], "scores": [1, 0, 0]}
+
+    RM-Bench has three of each: short, long, long with Markdown. The order stays.
     """
     if not is_texts(row.get("chosen")) and not is_texts(row.get("rejected")):
         return row

@@ -1,10 +1,10 @@
 """Where the prompt is: in fields of other names, or at the start of each response."""
-from data import DataError, Messages, to_messages
+from data import DataError, Messages, responses_of, to_messages
 from extras.layouts.fields import dialogue_of, has_responses, prompt_of, with_responses
 
 
 def question(row: dict, where: str) -> dict:
-    """LLaMA-Factory's alpaca layout; Orca's `question` too.
+    """LLaMA-Factory's alpaca layout; the `question` of Intel/orca_dpo_pairs and of others too.
 
     {"instruction": "q", "input": "text", "chosen": "good", "rejected": "bad"}
     -> {"prompt": "q\\ntext", "chosen": "good", "rejected": "bad"}
@@ -99,8 +99,10 @@ def whole_dialogues(row: dict, where: str) -> dict:
     if any(whole):
         check_repeated(prompt, spoken[0], where)
         prompt = []
-    elif prompt and opened_by_assistant(spoken[0]):
-        return row  # ordinary answers
+    else:
+        check_openings(row, where)
+        if prompt and opened_by_assistant(spoken[0]):
+            return row  # ordinary answers
 
     shared = shared_turns(spoken)
     prompt = prompt + spoken[0][:shared]
@@ -117,6 +119,18 @@ def refuse_some_whole(row: dict, where: str):
     raise DataError(f"{where}: {kinds}")
 
 
+def check_openings(row: dict, where: str) -> None:
+    """Raises: DataError for a response that the user begins, beside one of the assistant."""
+    _, responses = dialogue_of(row, where)
+    if not any(map(opened_by_assistant, responses)):
+        return
+    fields, _ = responses_of(row, where)
+    for field, response in zip(fields, responses):
+        if response and not opened_by_assistant(response):
+            speaker = response[0]["role"]
+            raise DataError(f"{where}: field {field!r} begins with a turn of {speaker!r}")
+
+
 def is_whole(response: Messages, prompt: Messages) -> bool:
     """Whether a response holds the dialogue from its beginning."""
     if len(response) < 2 or opened_by_assistant(response):
@@ -129,9 +143,10 @@ def is_whole(response: Messages, prompt: Messages) -> bool:
 
 def check_repeated(prompt: Messages, dialogue: Messages, where: str) -> None:
     """Raises: DataError where a turn of the prompt is not in the dialogue that should repeat it."""
-    said = [turn["content"] for turn in dialogue[:-1]]
+    said = [turn.get("content") or "" for turn in dialogue[:-1]]  # a call of a tool may have none
     for turn in prompt:
-        if turn["content"].strip() not in "\n".join(said):
+        content = turn.get("content") or ""
+        if content.strip() not in "\n".join(said):
             raise DataError(f"{where}: field 'prompt' is not in the dialogues of the responses")
 
 
