@@ -254,7 +254,7 @@ def layout_options(args):
     for name in ("prompt_field", "chosen_field", "rejected_field", "margin_from_scores"):
         value = getattr(args, name, None)
         if value is not None and value is not False:
-            given[name] = value
+            given[name.removesuffix("_field")] = value
     return given
 
 

@@ -81,9 +81,8 @@ def to_native(
 ) -> dict:
     """A row in any layout below -> a native row.
 
-    Args:   options: those that are given of prompt_field, chosen_field, rejected_field: the names
-                     of this file for fields of ours; prompt_field "" says that there is no prompt.
-                     margin_from_scores: see judged.py.
+    Args:   options: {"prompt": "query", "chosen": "good"}: names of this file for fields of ours.
+                     "prompt": "" says that there is no prompt. "margin_from_scores": judged.py.
             notes:   what the audit should mention is appended to it.
     Raises: DataError naming row and field.
     """
@@ -91,8 +90,8 @@ def to_native(
     notes = [] if notes is None else notes
     names = {}
     for field in ("prompt", "chosen", "rejected"):
-        if f"{field}_field" in options:
-            names[field] = options[f"{field}_field"]
+        if field in options:
+            names[field] = options[field]
     found = ", ".join(row) or "nothing"
     native = {}
     for field, value in renamed(row, names, where).items():

@@ -18,7 +18,7 @@ from extras.leaderboards import rewardbench
 
 def row(raw, scores, rewards):
     """(example, rewards) as report_details hands them over."""
-    origin = Row([], [], scores, 0.0, [], "f.jsonl:1", raw)
+    origin = Row([], [], scores, "f.jsonl:1", raw)
     sequences = [np.zeros(1, np.int32)] * len(scores)
     return Example(sequences, scores, 0, row=origin), np.array(rewards, np.float32)
 
