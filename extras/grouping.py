@@ -20,9 +20,11 @@ Grades order the answers to the same prompt, and that is all a reward model lear
 The same answer twice, with two grades, stays twice. A prompt with a single answer gives a row of
 one response, which has no pair: the audit counts it. A group is named by its first row.
 
-Cost: the answers to a prompt may lie anywhere, so the whole file is in memory (about as much as
-json.load needs). One line on standard error says how many became how many. Training and report group; score takes one answer a row anyway. There is no
-option: the first row of a file decides, and all others must be of its kind.
+Training and report group, and one line on standard error says how many answers became how many
+rows. score takes one answer a row anyway. The first row of a file decides, and all others must be
+of its kind; there is no option.
+
+Cost: the answers to a prompt may lie anywhere, so the whole file is in memory, as json.load has it.
 tests/extras/test_grouping.py shows that the pairs of the groups are those of the graded rows.
 """
 import json

@@ -87,8 +87,10 @@ def data_file(address: str) -> Path:
             sizes = sizes_of_data(repository, revision)
             raise DataError(f"{address}: {choices(sizes)}")
         files = files_to_fetch(repository, revision, file)
-        metadata = [f"*/{name}" for name in folders.METADATA]
-        folder = fetch("dataset", repository, revision, files, metadata)
+        ignore = None  # a file that is named is wanted, whatever its name
+        if len(files) > 1:
+            ignore = [f"*/{name}" for name in folders.METADATA]
+        folder = fetch("dataset", repository, revision, files, ignore)
     except HubError as e:
         raise DataError(str(e)) from None
     if not (folder / file).exists() and not any(folder.glob(file)):

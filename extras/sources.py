@@ -50,7 +50,7 @@ PACKED = (".zip", ".zst", ".bz2", ".xz", ".tar", ".tgz", ".tar.gz", ".7z")
 
 def json_rows(path: str) -> Rows:
     """("file:number", object) of each row of a source.  Raises: DataError in one line."""
-    name = path
+    name = path.rstrip("/")
     if path.startswith("hub:"):
         path = str(hub.data_file(path))
     for file in folders.files_of(path, name):

@@ -1,4 +1,4 @@
-"""Graded answers become rows of K scored answers: the same grades, nothing lost, nothing guessed."""
+"""Graded answers become rows of K scored answers: the same grades, and nothing is lost."""
 import json
 
 import pytest

@@ -246,7 +246,7 @@ def fetched(server):
 
 
 @pytest.mark.parametrize("repository", ["owner/prefs", "owner/prefs@v1", "owner/prefs@refs/pr/1"])
-@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet"])
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet", "dataset_info.json"])
 def test_a_file_of_a_data_set_is_fetched_alone(server, repository, name):
     path = hub.data_file(f"hub:{repository}/train/{name}")
     assert path.read_text() == f"this is train/{name}"
