@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 import eval as evaluation
 from data import DataError
-from extras import hub
+from extras import folders, hub
 from model import CheckpointError, open_model
 
 COMMIT, OLDER = "a" * 40, "b" * 40
@@ -27,6 +27,17 @@ TOO_MUCH = [
     "consolidated.safetensors",
     "onnx/model.onnx",
     "sub/model.safetensors",
+]
+DATA = [
+    "README.md",
+    "train/pairs.jsonl",
+    "train/more.json",
+    "train/pairs.parquet",
+    "train/dataset_info.json",
+    "pieces/train-00000-of-00002.csv",
+    "pieces/train-00001-of-00002.csv",
+    "pieces/test-00000-of-00001.csv",
+    "subsets/a/x.jsonl",
 ]
 ROW = '{"prompt": "Which colour is grass?", "response": "It is green."}\n'
 
@@ -132,9 +143,9 @@ def server(tmp_path, no_hub, monkeypatch):
         (new / name).parent.mkdir(exist_ok=True)
         (new / name).write_bytes(b"not to be fetched")
     data = tmp_path / "data set"
-    (data / "train").mkdir(parents=True)
-    for name in ("pairs.jsonl", "more.json", "pairs.parquet"):
-        (data / "train" / name).write_text(f"this is {name}")
+    for name in DATA:
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_text(f"this is {name}")
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     server.asked = []
@@ -229,22 +240,67 @@ def test_a_model_that_cannot_be_had_is_one_line(server, name, message):
 # ---------------------------------------------------------------- data
 
 
-@pytest.mark.parametrize("repository", ["owner/prefs", "owner/prefs@v1"])
-def test_a_file_of_a_data_set_is_fetched_alone(server, repository):
-    path = hub.data_file(f"hub:{repository}/train/pairs.jsonl")
-    assert path.read_text() == "this is pairs.jsonl"
-    assert not (path.parent / "more.json").exists()
+def fetched(server):
+    """The files of data sets that were asked for."""
+    return sorted({path.split("/resolve/")[1][41:] for path in server.asked if "resolve" in path})
 
 
-def test_of_a_folder_of_a_data_set_the_json_is_fetched(server):
+@pytest.mark.parametrize("repository", ["owner/prefs", "owner/prefs@v1", "owner/prefs@refs/pr/1"])
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet", "dataset_info.json"])
+def test_a_file_of_a_data_set_is_fetched_alone(server, repository, name):
+    path = hub.data_file(f"hub:{repository}/train/{name}")
+    assert path.read_text() == f"this is train/{name}"
+    assert fetched(server) == [f"train/{name}"]
+
+
+def test_of_a_folder_of_a_data_set_the_data_files_are_fetched(server):
     path = hub.data_file("hub:owner/prefs/train")
-    names = sorted(file.name for file in path.iterdir())
-    assert names == ["more.json", "pairs.jsonl"]
+    names = ["more.json", "pairs.jsonl", "pairs.parquet"]
+    assert sorted(file.name for file in path.iterdir()) == names
+
+
+def test_a_star_fetches_the_files_that_it_matches(server):
+    path = hub.data_file("hub:owner/prefs/pieces/train-*.csv")
+    assert fetched(server) == [f"pieces/train-0000{i}-of-00002.csv" for i in (0, 1)]
+    assert len(folders.files_of(str(path), "hub:…/pieces/train-*.csv")) == 2
+
+
+@pytest.mark.parametrize("address, message", [
+    ("owner/prefs/pieces", "several splits; choose: {}/test-0*.csv, {}/train-0*.csv"),
+    ("owner/prefs@v1/pieces", "several splits; choose: {}/test-0*.csv, {}/train-0*.csv"),
+    ("owner/prefs/pieces/*.csv", "several splits; choose: {}/test-0*.csv, {}/train-0*.csv"),
+    ("owner/prefs/subsets", "rows in subfolders; choose: {}/a"),
+])
+def test_of_several_splits_nothing_is_fetched(server, address, message):
+    with pytest.raises(DataError) as caught:
+        hub.data_file(f"hub:{address}")
+    folder = f"hub:{address}".removesuffix("/*.csv")
+    assert str(caught.value) == f"{folder}: {message.format(folder, folder)}"
+    assert fetched(server) == [], "gigabytes would be fetched before the refusal"
+
+
+def test_the_name_of_a_data_set_lists_what_there_is_to_choose_from(server):
+    with pytest.raises(DataError) as caught:
+        hub.data_file("hub:owner/prefs")
+    choices = "/pieces/test-0*.csv (38 bytes), /pieces/train-0*.csv (78 bytes), "
+    choices += "/subsets/a/x.jsonl (25 bytes), /train/more.json (23 bytes), "
+    choices += "/train/pairs.jsonl (25 bytes), /train/pairs.parquet (27 bytes)"
+    assert str(caught.value) == f"hub:owner/prefs: which file? Add one of {choices}"
+    assert fetched(server) == []
+
+
+def test_of_many_files_ten_are_listed_and_sizes_can_be_read(server):
+    shown = hub.choices({f"{i:02}.jsonl": 10**i for i in range(13)})
+    assert shown.startswith("which file? Add one of /00.jsonl (1 bytes), ")
+    assert shown.endswith("/08.jsonl (100 MB), /09.jsonl (1 GB) and 3 more")
+    assert "no .json" in hub.choices({})
 
 
 @pytest.mark.parametrize("address, message", [
     ("owner/prefs/nothing.jsonl", ": no such file in that data set"),
-    ("owner/prefs", ": not hub:owner/name/file"),
+    ("owner/prefs/nothing", ": no such file in that data set"),
+    ("owner/prefs/x*.jsonl", ": no such file in that data set"),
+    ("owner", ": not hub:owner/name/file"),
     ("owner/prefs/../../x.jsonl", ": not hub:owner/name/file"),
     ("owner/prefs//etc/passwd", ": not hub:owner/name/file"),
 ])
@@ -255,8 +311,17 @@ def test_a_file_that_is_not_there_is_one_line(server, address, message):
 
 
 def test_a_data_set_that_is_not_there_is_one_line(server):
-    with pytest.raises(DataError, match="owner/nothing on the hub: no such dataset"):
-        hub.data_file("hub:owner/nothing/pairs.jsonl")
+    for address in ("hub:owner/nothing/pairs.jsonl", "hub:owner/nothing", "hub:owner/nothing/x"):
+        with pytest.raises(DataError, match="owner/nothing on the hub: no such dataset"):
+            hub.data_file(address)
+
+
+def test_a_folder_fetched_once_needs_no_network(server, monkeypatch):
+    hub.data_file("hub:owner/prefs/train")
+    server.asked.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    path = hub.data_file("hub:owner/prefs/train")
+    assert len(list(path.iterdir())) == 3 and server.asked == []
 
 
 # ---------------------------------------------------------------- no network
@@ -270,3 +335,5 @@ def test_without_a_network_it_is_one_line(monkeypatch, offline):
         open_model("owner/name")
     with pytest.raises(DataError, match=f"^owner/prefs on the hub: {message}"):
         hub.data_file("hub:owner/prefs/pairs.jsonl")
+    with pytest.raises(DataError, match="^owner/prefs on the hub: the hub cannot be reached$"):
+        hub.data_file("hub:owner/prefs")
