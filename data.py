@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import gzip
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -117,17 +118,22 @@ def is_native(row):
         return False
     first = first_of(row["prompt"])
     if isinstance(first, str):
-        return not first.lstrip().startswith("Human:")  # a transcript, as Anthropic published them
+        return not is_transcript(first)
     return not isinstance(first, dict) or "role" in first  # ShareGPT says "from" instead
 
 
 def is_dialogue(response):
     """Whether a response is more than an answer: a whole dialogue, or several answers."""
     if isinstance(response, str):
-        return response.lstrip().startswith("Human:")
+        return is_transcript(response)
     first = first_of(response)
     # An answer may begin with what a tool said. A dialogue begins with the system or the user.
     return not isinstance(first, dict) or first.get("role") not in ("assistant", "tool")
+
+
+def is_transcript(text):
+    """Whether a text has several turns in it, as Anthropic's and HelpSteer2's have."""
+    return text.lstrip().startswith("Human:") or "<extra_id_1>" in text
 
 
 def first_of(value):
@@ -238,7 +244,7 @@ def read_rows(paths, skip_bad_rows=False, audit=None, layout=None):
             Broken JSON always stops: nobody knows what the lines after it mean.
     """
     for path in paths:
-        for where, raw in json_rows(path):
+        for where, raw in grouped(json_rows(path), skip_bad_rows, audit):
             try:
                 yield parse_row(raw, where, layout)
             except DataError:
@@ -246,6 +252,18 @@ def read_rows(paths, skip_bad_rows=False, audit=None, layout=None):
                     raise
                 if audit:
                     audit.left_out["malformed"] += 1
+
+
+def grouped(rows, skip_bad_rows, audit):
+    """The rows of a file as they are. Rows of one answer and its grade are grouped by prompt."""
+    first = next(rows)  # json_rows gives at least one
+    rows = itertools.chain([first], rows)
+    if "response" in first[1]:
+        from extras import grouping
+
+        if grouping.is_scored_answer(first[1]):
+            return grouping.group(rows, skip_bad_rows, audit)
+    return rows
 
 
 def layout_options(args):
@@ -268,7 +286,12 @@ def json_rows(path):
     open_file = gzip.open if str(path).endswith(".gz") else open
     try:
         with open_file(path, "rt", encoding="utf-8-sig", newline="\n") as lines:
-            yield from parse_lines(lines, str(path))
+            rows = parse_lines(lines, str(path))
+            first = next(rows, None)
+            if first is None:
+                raise DataError(f"no rows in {path}")
+            yield first
+            yield from rows
     except UnicodeDecodeError as e:
         raise DataError(f"{path}: not UTF-8 text ({e.reason})") from None
     except (OSError, EOFError, zlib.error) as e:
@@ -283,9 +306,12 @@ def parse_lines(lines, name):
         try:
             value = json.loads(line.removeprefix("\ufeff"))
         except (ValueError, RecursionError) as e:
-            raise DataError(f"{name}:{number}: not JSON ({e})") from None
+            advice = ""
+            if line.rstrip().endswith(("{", "[", ",")):
+                advice = "; JSON over several lines is read from a file named .json"
+            raise DataError(f"{name}:{number}: not JSON ({e}){advice}") from None
         if not isinstance(value, dict):
-            raise DataError(f"{name}:{number}: not a JSON object")
+            raise DataError(f"{name}:{number}: not a JSON object (an array belongs in .json)")
         yield f"{name}:{number}", value
 
 
@@ -767,8 +793,24 @@ def describe_audit(name, summary):
         f"{a['longer_wins']:.1%}",
         f"prompts are {a['prompt_share']:.0%} of all tokens; --pack computes each once",
     ]
-    lines += [f"{count} rows: {note}" for note, count in a["notes"].items()]
-    return "\n  ".join(lines)
+    return "\n  ".join(lines + note_lines(a["notes"]))
+
+
+UNREAD = "field that nobody read: "  # notes that begin so share one line
+
+
+def note_lines(notes):
+    """ "3 rows: the template changed the response …" for each note and its count."""
+    lines, unread = [], []
+    for note, count in notes.items():
+        rows = "1 row" if count == 1 else f"{count} rows"
+        if note.startswith(UNREAD):
+            unread.append(f"{note.removeprefix(UNREAD)} ({rows})")
+        else:
+            lines.append(f"{rows}: {note}")
+    if unread:
+        lines.append(f"fields that nobody read: {', '.join(unread)}")
+    return lines
 
 
 # ---------------------------------------------------------------- tokens in the run folder

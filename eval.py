@@ -19,12 +19,14 @@ Shapes: K responses of an example   B pairs   N sequences in all
 Exit status: 0; 2 for invalid input, which one line names; 130 after Ctrl-C.
 """
 import argparse
-import itertools
+import collections
 import json
 import math
 import os
+import queue
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +37,7 @@ from tqdm import tqdm
 
 from data import (
     Audit, DataError, Example, LeftOut, Tokenizer, batch_function, describe_audit, examples_of,
-    json_rows, parse_lines, parse_row, read_rows, tokenize,
+    json_rows, layout_options, note_lines, parse_lines, parse_row, read_rows, tokenize,
 )
 from loss import bradley_terry_loss, pairwise_correct
 from model import CheckpointError, RewardModel
@@ -315,13 +317,16 @@ def describe(figures):
 class Scorer:
     """A model and all it takes to turn rows into rewards."""
 
-    def __init__(self, model, tokenizer=None, max_length=None, pack=False, dtype=None):
+    def __init__(
+        self, model, tokenizer=None, max_length=None, pack=False, dtype=None, layout=None
+    ):
         self.model = model
         self.tokenizer = tokenizer or Tokenizer.from_folder(model.folder)
         self.max_length = usable_length(model, self.tokenizer, max_length)
         self.make_batch = batch_function(pack)
         self.dtype = dtype
-        self.shortened = 0  # prompts that lost their beginning
+        self.layout = layout  # data.layout_options(…)
+        self.notes = collections.Counter()  # rows by what happened to them
 
     def read_row(self, raw, where):
         """A row to score or to rank, tokenized: prompt and response, or prompt and responses.
@@ -336,20 +341,37 @@ class Scorer:
 
             return raw_texts.example(self, raw, where)
         try:
-            example = tokenize(parse_row(raw, where), self.tokenizer, self.max_length)
+            row = parse_row(raw, where, self.layout)
+            example = tokenize(row, self.tokenizer, self.max_length)
         except LeftOut as reason:
             raise DataError(f"{where}: {reason} (--max-length {self.max_length})") from None
-        self.shortened += example.shortened
+        self.notes.update(example.notes)
+        if example.shortened:
+            self.notes["the prompt was shortened to fit"] += 1
         check_ids(example.sequences, self.model, where)
+        return example
+
+    def read_text(self, raw, where):
+        """A row to score: it has one response."""
+        example = self.read_row(raw, where)
+        if len(example.sequences) > 1:
+            advice = "give one `response`, or use rank, report"
+            raise DataError(f"{where}: several responses; {advice}")
         return example
 
     # What training and `score` read. `rank` looks at the prompt and at `responses` only.
     NOT_RANKED = {"response", "chosen", "rejected", "scores", "ranks", "text", "input_ids"}
 
     def read_candidates(self, raw, where):
-        """A row to rank."""
-        if not isinstance(raw.get("responses"), list):
-            raise DataError(f"{where}: no list 'responses' (found: {', '.join(raw)})")
+        """A row to rank: one with `responses`, or a row of training in any layout."""
+        if "responses" not in raw:
+            try:
+                example = self.read_row(raw, where)
+            except DataError as e:
+                raise DataError(f"{e}; to rank, give a list 'responses'") from None
+            if len(example.sequences) < 2:
+                raise DataError(f"{where}: no list 'responses' (found: {', '.join(raw)})")
+            return example
         asked = {field: raw[field] for field in raw if field not in self.NOT_RANKED}
         return self.read_row(asked, where)
 
@@ -412,6 +434,8 @@ def command_report(args, scorer):
     for path in args.data:
         audit = Audit()
         examples = examples_of_file(path, scorer, audit, args.skip_bad_rows)
+        if args.by:
+            report_details.check_fields(args.by, examples)
         rewards = scorer.rewards(examples)
         figures = report(rewards, examples)
         print(describe(figures))
@@ -427,10 +451,10 @@ def command_report(args, scorer):
 
 def examples_of_file(path, scorer, audit, skip_bad_rows):
     """The rows of a file, tokenized, and the audit on the terminal.  Raises: DataError."""
-    rows = read_rows([path], skip_bad_rows, audit)
+    rows = read_rows([path], skip_bad_rows, audit, scorer.layout)
     examples = examples_of(rows, scorer.tokenizer, scorer.max_length, audit, skip_bad_rows)
     examples = list(examples)  # the rows are read here, and fill the audit
-    print(describe_audit(path, audit.summary()), file=sys.stderr)
+    warn(describe_audit(path, audit.summary()))
     if not examples:
         raise DataError(f"{path}: no pairs to evaluate")
     for example in examples:
@@ -440,56 +464,120 @@ def examples_of_file(path, scorer, audit, skip_bad_rows):
 
 def command_score(args, scorer):
     """Rows in, the same rows out in the same order, each with its reward."""
-    for scored in scored_rows(args.input, scorer, scorer.read_row):
-        if len(scored.rewards) > 1:
-            advice = "give one `response`, or use rank, report"
-            raise DataError(f"{scored.where}: several responses; {advice}")
+    for scored in scored_rows(args, scorer, scorer.read_text):
+        if scored.problem:
+            write_row(scored.row | {"reward": None, "reason": scored.problem})
+            continue
         row = scored.row | {"reward": float(scored.rewards[0])}
         if args.show_token:
             ids = scored.example.sequences[0]
             last = int(ids[-1])
             token = scorer.tokenizer.backend.id_to_token(last)
             row["scored_token"] = {"position": len(ids) - 1, "id": last, "token": token}
-        print(json.dumps(row))
+        write_row(row)
 
 
 def command_rank(args, scorer):
     """Rows with responses in; the same rows out, the responses best first, or only the best."""
-    for scored in scored_rows(args.input, scorer, scorer.read_candidates):
+    for scored in scored_rows(args, scorer, scorer.read_candidates):
         row = scored.row
+        if scored.problem:
+            write_row(row | {"rewards": None, "reason": scored.problem})
+            continue
         order = np.argsort(-scored.rewards, kind="stable").tolist()  # ties keep their order
-        responses = [row["responses"][i] for i in order]
+        candidates = row.get("responses") or list(map(plain, scored.example.row.responses))
+        responses = [candidates[i] for i in order]
         rewards = scored.rewards[order].tolist()
         if args.best:
-            del row["responses"]
+            row.pop("responses", None)
             row |= {"response": responses[0], "reward": rewards[0], "index": order[0]}
         else:
             row |= {"responses": responses, "rewards": rewards, "order": order}
-        print(json.dumps(row))
+        write_row(row)
+
+
+def plain(response):
+    """A response of one turn as text; of several turns as messages."""
+    return response[0]["content"] if len(response) == 1 else response
+
+
+def write_row(row):
+    """A row on standard output, at once: the other end of a pipe may wait for it."""
+    print(json.dumps(row), flush=True)
 
 
 class Scored(NamedTuple):
-    """A row of `score` or `rank`, and its rewards."""
+    """A row of `score` or `rank`, and its rewards. With --skip-bad-rows: or why it has none."""
 
-    where: str  # "file:line"
     row: dict  # as it was read
-    example: Example
-    rewards: np.ndarray  # (K,)
+    example: Example | None = None
+    rewards: np.ndarray | None = None  # (K,)
+    problem: str = ""
 
 
-def scored_rows(path, scorer, read):
+def scored_rows(args, scorer, read):
     """Each row of a file, or of standard input, with its rewards.
 
-    256 rows are scored at a time: memory holds no more. A bar on a terminal shows the progress.
-
-    Args:  read: (row, where) -> example.
+    Args:   read: (row, where) -> example.
+    Raises: DataError at a bad row; with skip_bad_rows that row has a problem and no rewards.
     """
-    rows = json_rows(path) if path else parse_lines(sys.stdin, "standard input")
-    rows = iter(tqdm(rows, unit=" rows", disable=None))
-    while chunk := list(itertools.islice(rows, 256)):
-        examples = [read(row, where) for where, row in chunk]
-        for (where, row), example, rewards in zip(chunk, examples, scorer.rewards(examples)):
-            yield Scored(where, row, example, rewards)
+    rows = json_rows(args.input) if args.input else parse_lines(sys.stdin, "standard input")
+    rows = tqdm(rows, unit=" rows", disable=None)  # a bar on a terminal
+    for chunk in chunks_of(rows):
+        results, error = [], None
+        for where, row in chunk:
+            try:
+                results.append(Scored(row, read(row, where)))
+            except DataError as e:
+                if not args.skip_bad_rows:
+                    error = e  # after the rewards of the rows before it
+                    break
+                scorer.notes["no reward, for the reason beside it"] += 1
+                results.append(Scored(row, problem=str(e)))
+        good = [result.example for result in results if result.example]
+        rewards = iter(scorer.rewards(good))
+        for result in results:
+            yield result._replace(rewards=next(rewards)) if result.example else result
+        if error:
+            raise error
+
+
+CHUNK = 256  # rows in memory
+PATIENCE = 0.2  # seconds
+END = object()  # of the rows
+
+
+def chunks_of(rows):
+    """Lists of up to CHUNK rows. A list ends, too, when nothing has come for a moment.
+
+    A program that writes one row into a pipe, and waits for its reward, would wait for ever
+    otherwise.
+    """
+    arrived = queue.Queue(CHUNK)
+    threading.Thread(target=pour, args=(rows, arrived), daemon=True).start()
+    chunk, item = [], None
+    while item is not END:
+        try:
+            item = arrived.get(timeout=PATIENCE if chunk else None)
+        except queue.Empty:
+            item = None
+        if isinstance(item, tuple):
+            chunk.append(item)
+        if chunk and (len(chunk) == CHUNK or not isinstance(item, tuple)):
+            yield chunk
+            chunk = []
+        if isinstance(item, Exception):
+            raise item
+
+
+def pour(rows, arrived):
+    """Read rows into a queue, and then END. An error belongs to the main thread."""
+    try:
+        for row in rows:
+            arrived.put(row)
+        arrived.put(END)
+    except Exception as e:
+        arrived.put(e)
 
 
 def pick_device(name):
@@ -517,8 +605,11 @@ def parse_options(argv):
         add("--pack", **flag, help="compute a prompt once for all its responses")
         add("--bf16", **flag, help="bfloat16 autocast: faster on GPUs, less exact")
         add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
+        add("--skip-bad-rows", **flag, help="leave bad rows out and count them")
+        for field in ("prompt", "chosen", "rejected"):
+            add(f"--{field}-field", metavar="NAME", help=f"the rows' own name for {field!r}")
         if name != "report":
-            add("--input", metavar="FILE", help="JSON lines (default: standard input)")
+            add("--input", metavar="FILE", help="rows (default: JSON lines on standard input)")
     add = adds["report"]
     add("--data", required=True, nargs="+", metavar="FILE", help="pairs, in any layout of training")
     add("--output", metavar="FILE", help="write every figure here as JSON")
@@ -526,7 +617,6 @@ def parse_options(argv):
     add("--by", nargs="+", metavar="FIELD", help="accuracy by the values of these fields")
     add("--predictions", metavar="FILE", help="write the rewards of every pair here")
     add("--plot", metavar="FILE", help="draw rewards, calibration, length (needs matplotlib)")
-    add("--skip-bad-rows", **flag, help="leave bad rows out and count them")
     adds["score"]("--show-token", **flag, help="add where the reward was read")
     adds["rank"]("--best", **flag, help="best of n: keep only the winner")
     return parser.parse_args(argv)
@@ -535,19 +625,34 @@ def parse_options(argv):
 COMMANDS = {"report": command_report, "score": command_score, "rank": command_rank}
 
 
+def warn(text):
+    """A line for people, beside the rows or the report on standard output."""
+    print(text, file=sys.stderr)
+
+
 def main(argv=None):
     """The command line; returns the exit status."""
     args = parse_options(argv)
     dtype = torch.bfloat16 if args.bf16 else None
     try:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise DataError("one process reads all rows: start eval.py without torchrun")
         model = RewardModel.from_pretrained(args.run, pick_device(args.device))
-        scorer = Scorer(model, max_length=args.max_length, pack=args.pack, dtype=dtype)
+        scorer = Scorer(
+            model,
+            max_length=args.max_length,
+            pack=args.pack,
+            dtype=dtype,
+            layout=layout_options(args),
+        )
         COMMANDS[args.command](args, scorer)
-        if scorer.shortened:
-            print(f"{scorer.shortened} prompts were shortened to fit", file=sys.stderr)
+        tokenizer = scorer.tokenizer
+        warn(f"texts were rendered {tokenizer.rendering}; end token {tokenizer.end_token!r}")
+        for line in note_lines(scorer.notes):
+            warn(line)
         return 0
     except (DataError, CheckpointError, OSError, ImportError) as e:
-        print(f"eval.py: {e}", file=sys.stderr)
+        warn(f"eval.py: {e}")
         return 2
     except KeyboardInterrupt:
         return 130

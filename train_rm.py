@@ -869,7 +869,8 @@ def add_data_options(add):
     add("--model", help="folder with config.json, tokenizer.json and safetensors, or owner/name on "
         "the hub (default: a small decoder from scratch)")
     add("--data", nargs="+", metavar="FILE", help="rows of prompt, chosen, rejected: .jsonl, "
-        ".json, .gz, a folder, hub:owner/name/FILE, or an earlier run (default: the toy world)")
+        ".json, .csv, .parquet, a folder, hub:owner/name/FILE, or an earlier run (default: the "
+        "toy world)")
     add("--eval-data", nargs="+", metavar="FILE", help="held-out rows (default: some of --data)")
     add("--eval-fraction", type=float, help="share of prompts to hold out (0.1; toy world 1/6)")
     add("--max-length", type=int, help="tokens of prompt and response (default: at most 1024)")

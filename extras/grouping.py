@@ -30,11 +30,14 @@ tests/extras/test_grouping.py shows that the pairs of the groups are those of th
 import json
 from typing import Iterator
 
-from data import OTHER_FIELDS, DataError, to_number
+from data import DataError, to_number
 from extras.folders import say_once
 
 SCORE_FIELDS = ("score", "helpfulness")  # the first one that a row has orders the answers
-PROMPT_FIELDS = OTHER_FIELDS | {"prompt", "tools", "images", "videos", "audios"}
+PROMPT_FIELDS = {
+    "prompt", "system", "history", "instruction", "input", "question", "messages", "conversations",
+    "tools", "images", "videos", "audios",
+}
 OTHER_ANSWERS = {"chosen", "rejected", "responses", "scores", "ranks"}
 
 Rows = Iterator[tuple[str, dict]]  # ("file:line", row)

@@ -49,8 +49,6 @@ def show(args, scorer, rewards, examples, figures):
     """
     pairs = all_pairs(rewards, examples)
     rows = list(zip(examples, rewards))
-    if args.by:
-        check_fields(args.by, examples)
     added = more_figures(pairs, rows, args.by)
     if args.details:
         report_tables.print_details(figures | added)

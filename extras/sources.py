@@ -36,12 +36,15 @@ import zlib
 from pathlib import Path
 from typing import Iterator
 
-from data import OTHER_FIELDS, DataError, parse_lines
+from data import NATIVE, DataError, parse_lines
 from extras import folders, hub, tables
 
 Rows = Iterator[tuple[str, dict]]  # ("file:number", object)
 
-ROW_FIELDS = OTHER_FIELDS | {"prompt", "chosen", "rejected", "response", "responses", "completions"}
+ROW_FIELDS = NATIVE - {"id", "source", "subset"} | {
+    "system", "history", "instruction", "input", "question", "messages", "conversations",
+    "completions",
+}
 CONTAINERS = folders.SPLITS.keys() | {"data", "dataset", "rows", "examples", "instances", "items",
                                       "records", "samples", "pairs", "preferences"}
 BLANK = "\ufeff \t\r\n"  # Windows puts a byte order mark, U+FEFF, first

@@ -166,7 +166,7 @@ def test_candidates_are_ranked_after_the_same_prompt_also_where_it_is_shortened(
     prompt, responses = " ".join(f"word{i}" for i in range(60)), ["the cat " * 12, "dog"]
     stdin = json_lines({"prompt": prompt, "responses": responses})
     status, out, err = command(evaluation.main, "rank", run, stdin=stdin)
-    assert (status, err) == (0, "1 prompts were shortened to fit\n")
+    assert status == 0 and err.splitlines()[-1] == "1 row: the prompt was shortened to fit"
     row = {"prompt": prompt, "chosen": responses[0], "rejected": responses[1]}
     examples = examples_from([row], tiny_tokenizer(bos=True), 256)
     assert max(map(len, examples[0].sequences)) == 256
@@ -181,7 +181,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_and_is_counted(run):
     long, short = ({"prompt": "begin " * n + "end", "response": "a"} for n in (400, 300))
     assert score(model, [long]) == pytest.approx(score(model, [short]), abs=1e-5)
     status, _, err = command(evaluation.main, "score", run, stdin=json_lines(long, short))
-    assert (status, err) == (0, "2 prompts were shortened to fit\n")
+    assert status == 0 and err.splitlines()[-1] == "2 rows: the prompt was shortened to fit"
     with pytest.raises(DataError, match="^row 1: .* 256"):
         score(model, [{"prompt": "q", "response": "word " * 300}])
 
@@ -218,7 +218,7 @@ def test_best_of_n_writes_the_winner_and_equal_candidates_keep_their_order(run):
     ("score", '{"prompt": "\\ud800", "response": "a"}', "field 'prompt' .* surrogate"),
     ("score", '{"prompt": "q"}', "no "),
     ("score", '{"prompt": "q", "chosen": "a", "rejected": "b"}', "several responses"),
-    ("rank", '{"prompt": "q"}', "no .*responses"),
+    ("rank", '{"prompt": "q"}', "no .*chosen.*responses"),
     ("rank", '{"prompt": "q", "responses": []}', ""),
     ("rank", '{"prompt": "q", "responses": ["a", ""]}', "empty"),
     ("rank", '{"prompt": "q", "responses": ["a", 5]}', r"field 'responses\[1\]'"),
@@ -240,7 +240,7 @@ def test_a_report_does_not_overwrite_its_data_and_names_a_file_without_pairs(run
     assert file.read_text() == before
     empty = write_rows(tmp_path / "empty.jsonl", [])
     status, _, err = command(evaluation.main, "report", run, "--data", empty)
-    assert status == 2 and err.splitlines()[-1] == f"eval.py: {empty}: no pairs to evaluate"
+    assert status == 2 and err.splitlines()[-1] == f"eval.py: no rows in {empty}"
 
 
 @pytest.mark.parametrize("options, message", [
@@ -292,3 +292,57 @@ def test_the_commands_work_from_a_shell_that_is_not_utf8(run, tmp_path):
     done = subprocess.run(arguments, capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "σ(|gap|)" in done.stdout.decode("utf-8"), "the table needs UTF-8"
+
+
+def test_a_row_in_an_open_pipe_is_answered_before_the_next_one_comes(run):
+    settings = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    program = [sys.executable, ROOT / "eval.py", "score", run]
+    with subprocess.Popen(program, text=True, **settings) as process:
+        for response in ("the cat", "the dog"):
+            process.stdin.write(json_lines({"prompt": "q", "response": response}))
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())
+            assert answer["response"] == response and math.isfinite(answer["reward"])
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0
+
+
+def test_a_bad_row_gets_no_reward_and_a_reason_and_the_others_get_theirs(run):
+    rows = [
+        {"prompt": "q", "response": "the cat"},
+        {"prompt": "q", "response": "word " * 300},
+        {"prompt": "q", "response": "the dog", "images": ["cat.png"]},
+        {"prompt": "q", "response": "the dog"},
+    ]
+    status, out, err = command(
+        evaluation.main, "score", run, "--skip-bad-rows", stdin=json_lines(*rows)
+    )
+    scored = [json.loads(line) for line in out.splitlines()]
+    assert status == 0 and len(scored) == len(rows), "rows were dropped"
+    assert [row["reward"] is None for row in scored] == [False, True, True, False]
+    assert "too long" in scored[1]["reason"] and "images" in scored[2]["reason"]
+    assert err.splitlines()[-1] == "2 rows: no reward, for the reason beside it"
+    status, out, err = command(evaluation.main, "score", run, stdin=json_lines(*rows))
+    assert status == 2 and "input:2: too long" in err
+    assert [json.loads(line) for line in out.splitlines()] == scored[:1], "rewards were lost"
+
+
+def test_under_torchrun_the_commands_are_refused_in_one_line(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "without torchrun" in refusal("score", run, stdin="")
+
+
+@pytest.mark.parametrize("row", [
+    {"query": "q", "good": "the cat", "bad": "the dog"},
+    {"query": "q", "good": "the cat", "bad": "the dog", "judge": "somebody"},
+])
+def test_fields_of_other_names_can_be_named(run, tmp_path, row):
+    names = ["--prompt-field", "query", "--chosen-field", "good", "--rejected-field", "bad"]
+    file = write_rows(tmp_path / "named.jsonl", [row])
+    native = write_rows(
+        tmp_path / "native.jsonl", [{"prompt": "q", "chosen": "the cat", "rejected": "the dog"}]
+    )
+    named, plain = run_report(run, file, *names), run_report(run, native)
+    assert named["mean_margin"] == plain["mean_margin"]
+    unread = [note for note in named["audit"]["notes"] if "judge" in note]
+    assert len(unread) == ("judge" in row), "fields that nobody read are listed"

@@ -34,11 +34,11 @@ row. Where a file has names of its own, the options that end in -field tell them
 tests/extras/test_layouts.py shows that a dialogue is the same Row in every layout, and
 tests/extras/test_layouts_published.py has a row of every data set that is named here.
 """
-from data import NATIVE, DataError
+from data import NATIVE, UNREAD, DataError
 from extras.layouts.arenas import arena, arena_55k, ppe_preference
 from extras.layouts.fields import renamed
 from extras.layouts.judged import judged
-from extras.layouts.notations import human_assistant, rewardbench, sharegpt, tools
+from extras.layouts.notations import extra_id, human_assistant, rewardbench, sharegpt, tools
 from extras.layouts.prompts import history, messages, question, system, whole_dialogues
 from extras.layouts.ranked import ms_swift, nectar, ppe_best_of_k, stack_exchange, ultrafeedback
 from extras.layouts.unread import media, refuse_unread_text
@@ -68,6 +68,7 @@ LAYOUTS = (
     sharegpt,
     ms_swift,  # after sharegpt, which makes `messages` of `conversations`
     human_assistant,
+    extra_id,
     question,
     messages,
     history,  # before whole_dialogues, which then sees the whole prompt
@@ -104,6 +105,5 @@ def to_native(
         raise DataError(f"{where}: neither a prompt nor responses (found: {found})")
     if names.get("prompt") != "":
         refuse_unread_text(native, where)
-    for field in native.keys() - NATIVE:
-        notes.append(f"nobody read the field {field!r}")
+    notes += [UNREAD + field for field in native if field not in NATIVE]
     return native

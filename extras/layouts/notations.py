@@ -114,6 +114,22 @@ def human_assistant(row: dict, where: str) -> dict:
     return row
 
 
+def extra_id(row: dict, where: str) -> dict:
+    r"""NVIDIA's marks between turns, in HelpSteer2 (Wang et al. 2024). The user begins.
+
+    {"prompt": "q\n<extra_id_1>Assistant\na\n<extra_id_1>User\nand why?", …}
+    -> {"prompt": [user q, assistant a, user "and why?"], …}
+    """
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str) or "<extra_id_1>" not in prompt:
+        return row
+    first, *parts = re.split(r"\n?<extra_id_1>(User|Assistant)\n", prompt)
+    messages = [{"role": "user", "content": first}]
+    for speaker, text in zip(parts[::2], parts[1::2]):
+        messages.append({"role": speaker.lower(), "content": text})
+    return row | {"prompt": messages}
+
+
 def turns_of_transcript(value):
     r"""A text "\n\nHuman: q\n\nAssistant: a" -> [user q, assistant a]. Others stay as they are."""
     if not isinstance(value, str) or not value.lstrip().startswith("Human:"):

@@ -56,6 +56,12 @@ def in_parts(messages):
 
 
 SAMPLES = {
+    "HelpSteer2, several turns": (
+        {"prompt": f"{Q}\n<extra_id_1>Assistant\n{G}\n<extra_id_1>User\nAnd at night?",
+         "responses": ["Too.", "No."], "scores": [4, 1]},
+        {"prompt": [*FIRST_ROUND, user("And at night?")],
+         "responses": ["Too.", "No."], "scores": [4, 1]},
+    ),
     # ---------------------------------------------------------------- a verdict on two answers
     "summarize_from_feedback": (
         {"info": POST, "summaries": SUMMARIES, "choice": 1, "worker": "w"},
