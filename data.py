@@ -793,7 +793,7 @@ def describe_audit(name, summary):
         f"{a['longer_wins']:.1%}",
         f"prompts are {a['prompt_share']:.0%} of all tokens; --pack computes each once",
     ]
-    return "\n  ".join(lines + note_lines(a["notes"]))
+    return "\n  ".join(lines + note_lines(a.get("notes", {})))
 
 
 UNREAD = "field that nobody read: "  # notes that begin so share one line

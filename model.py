@@ -330,7 +330,13 @@ class RewardModel(nn.Module):
             # in another order then. A resumed run would differ in the last bit.
             parameter.data = parameter.data.to(device, dtype, copy=True)
 
-    def save_pretrained(self, folder: Path, pad_token_id: int, state: dict[str, Tensor]):
+    def save_pretrained(
+        self,
+        folder: Path,
+        pad_token_id: int | None,
+        state: dict[str, Tensor],
+        dtype: torch.dtype = torch.float32,
+    ):
         """Write config.json and safetensors, for us and for transformers.
 
         pad_token_id must not be a token that a text can end with: transformers finds the last
@@ -338,7 +344,7 @@ class RewardModel(nn.Module):
         have to ask for it (extras/sharding.py), and one of them writes.
         """
         family = CLASS_NAMES[self.config.model_type]
-        config_json = self.config.config_json | {
+        config_json = with_both_ropes(self.config.config_json) | {
             "architectures": [family + "ForSequenceClassification"],
             # Without one label transformers makes a head of two. Without "regression" its
             # pipeline applies a sigmoid.
@@ -347,14 +353,14 @@ class RewardModel(nn.Module):
             "label2id": {"reward": 0},
             "problem_type": "regression",
             "pad_token_id": pad_token_id,
-            "dtype": "float32",
+            "dtype": str(dtype).removeprefix("torch."),
         }
         config_json.pop("torch_dtype", None)  # the old name of dtype
         text = json.dumps(config_json, indent=2) + "\n"
         (Path(folder) / "config.json").write_text(text, encoding="utf-8")
         tensors = {}
         for name, tensor in state.items():
-            tensors[name] = tensor.float().cpu().contiguous()
+            tensors[name] = tensor.to("cpu", dtype).contiguous()
         # transformers has no bias on this head. A bias of 0 is left out (it is trained only under
         # the centering penalty). Another one is kept, and in transformers every reward misses it.
         if not tensors["score.bias"].any():
@@ -584,6 +590,19 @@ def rope_settings(config_json: dict) -> dict:
     if not isinstance(rope, dict):
         raise CheckpointError(f"config.json: rope_scaling is {rope!r}, not an object")
     return rope
+
+
+def with_both_ropes(config_json: dict) -> dict:
+    """The config with its rope rule in both layouts: transformers 4 does not read the new one.
+
+    It would take its default rule instead, and give other rewards without a word.
+    """
+    rope = dict(config_json.get("rope_parameters") or {})
+    if "rope_theta" not in rope:
+        return config_json
+    theta = rope.pop("rope_theta")
+    scaling = rope if rope.get("rope_type", "default") != "default" else None
+    return config_json | {"rope_theta": theta, "rope_scaling": scaling}
 
 
 def positive_number(source: dict, key: str, where: str, kind=int):

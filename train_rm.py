@@ -83,7 +83,7 @@ def run(args):
     say(f"model: {count:,} trained parameters, vocabulary {model.config.vocab_size:,}, value "
         f"head {model.head_origin}\n{first_pair(examples, tokenizer)}")
     steps = train(args, model, tokenizer, examples)
-    save_model(output, model, tokenizer, max_length)
+    save_model(output, model, tokenizer, max_length, args.save_dtype)
 
     # 3. Report on the model that was saved.
     model = final_report(args, output, tokenizer, examples, steps)
@@ -127,6 +127,10 @@ def final_report(args, output, tokenizer, examples, steps):
     if process_number() == 0:
         with replacing(output / "report.json") as path:
             path.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+        with contextlib.suppress(ImportError):  # the five files alone write no card
+            from extras import model_card
+
+            model_card.write(output, tokenizer, describe_audit)
     say(f"\n{describe(figures)}\n")
     return model
 
@@ -700,12 +704,13 @@ def open_run_folder(args, output):
         path.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
 
 
-def save_model(output, model, tokenizer, max_length):
+def save_model(output, model, tokenizer, max_length, save_dtype):
     """The trained model into the run folder, as an ordinary Hugging Face checkpoint."""
+    dtype = getattr(torch, save_dtype)
     state = model.state_dict()  # all processes ask, as above
 
     def write(folder):
-        model.save_pretrained(folder, tokenizer.pad_id, state)
+        model.save_pretrained(folder, tokenizer.pad_id, state, dtype)
         tokenizer.save(folder, max_length)
 
     on_first(lambda: add_files(output, write))
@@ -923,6 +928,8 @@ def add_output_options(add):
     add("--resume", metavar="RUN", help="continue this run, with its own options")
     add("--eval-steps", type=int, help="steps between evaluations (default: three in a run)")
     add("--save-steps", type=int, default=500, help="steps between checkpoints (500)")
+    add("--save-dtype", choices=("float32", "bfloat16"), default="float32",
+        help="of the weights in the saved model; bfloat16 halves the file and rounds (float32)")
     add("--seed", type=int, default=0, help="of weights, held-out split and order of rows (0)")
 
 
