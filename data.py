@@ -25,7 +25,8 @@ import hashlib
 import itertools
 import json
 import math
-import os
+import math
+import re
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -119,7 +120,8 @@ def is_native(row):
     first = first_of(row["prompt"])
     if isinstance(first, str):
         return not is_transcript(first)
-    return not isinstance(first, dict) or "role" in first  # ShareGPT says "from" instead
+    # ShareGPT says "from" for the role, and "human" for the user.
+    return not isinstance(first, dict) or first.get("role") in ("system", "user", "assistant")
 
 
 def is_dialogue(response):
@@ -132,8 +134,12 @@ def is_dialogue(response):
 
 
 def is_transcript(text):
-    """Whether a text has several turns in it, as Anthropic's and HelpSteer2's have."""
-    return text.lstrip().startswith("Human:") or "<extra_id_1>" in text
+    """Whether a text has several turns in it: Anthropic's, HelpSteer2's, or messages as JSON."""
+    return text.lstrip().startswith(("Human:", "[{")) or MARKS.search(text) is not None
+
+
+# How transcripts mark who speaks. In a text that is one turn they are worth a note.
+MARKS = re.compile(r"<extra_id_\d>|\n\n(Human|Assistant):|### (Human|Assistant|User):")
 
 
 def first_of(value):
@@ -143,7 +149,12 @@ def first_of(value):
 
 def responses_of(row, where):
     """The responses of a native row by field, and their scores: higher is better."""
-    if "chosen" in row or not row.keys() & {"response", "responses"}:
+    kinds = [field for field in ("chosen", "response", "responses") if field in row]
+    if len(kinds) > 1:
+        raise DataError(f"{where}: both {kinds[0]!r} and {kinds[1]!r}: which of them counts?")
+    if "responses" not in row and (row.get("scores") or row.get("ranks")):
+        raise DataError(f"{where}: 'scores' or 'ranks' without 'responses'")
+    if not row.keys() & {"response", "responses"}:
         for field in ("chosen", "rejected"):
             if field not in row:
                 raise DataError(f"{where}: no field {field!r} (found: {', '.join(row)})")
@@ -178,6 +189,8 @@ def gold_of(row, where):
 
 def scores_of(row, count, where):
     """The numbers that order the responses, or none."""
+    if row.get("scores") is not None and row.get("ranks") is not None:
+        raise DataError(f"{where}: both 'scores' and 'ranks': which of them counts?")
     for field, sign in (("scores", 1), ("ranks", -1)):  # rank 1 is the best
         numbers = row.get(field)
         if numbers is None:
@@ -205,7 +218,8 @@ def to_messages(value, role, where, field):
         try:
             json.dumps(ordered, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise DataError(f"{where}: field {field!r} holds half of a surrogate pair") from None
+            problem = "half of a surrogate pair, or a byte that is not UTF-8"
+            raise DataError(f"{where}: field {field!r} holds {problem}") from None
         messages.append(ordered)
     return messages
 
@@ -233,7 +247,9 @@ def to_number(value, where, field):
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not abs(value) < 1e30:  # NaN is not below 1e30 either
         shown = repr(str(value)[:30])
-        raise DataError(f"{where}: field {field!r} is {shown}, not a number that float32 holds")
+        more = " (it is text)" if isinstance(value, str) else ""
+        problem = f"is {shown}, not a number that float32 holds{more}"
+        raise DataError(f"{where}: field {field!r} {problem}")
     return float(value)
 
 
@@ -247,11 +263,11 @@ def read_rows(paths, skip_bad_rows=False, audit=None, layout=None):
         for where, raw in grouped(json_rows(path), skip_bad_rows, audit):
             try:
                 yield parse_row(raw, where, layout)
-            except DataError:
+            except DataError as e:
                 if not skip_bad_rows:
                     raise
                 if audit:
-                    audit.left_out["malformed"] += 1
+                    audit.leave_out(e)
 
 
 def grouped(rows, skip_bad_rows, audit):
@@ -278,24 +294,42 @@ def layout_options(args):
 
 def json_rows(path):
     """("file:line", object) of each line of a .jsonl or .jsonl.gz file.  Raises: DataError."""
-    if not str(path).endswith((".jsonl", ".jsonl.gz")) or str(path).startswith("hub:"):
-        from extras import sources  # folders, .json arrays, files on the hub
+    name = str(path)
+    if name.lower().endswith((".jsonl", ".jsonl.gz")) and not name.startswith("hub:"):
+        open_file = gzip.open if name.lower().endswith(".gz") else open
+        try:
+            with open_file(path, "rt", encoding="utf-8-sig", newline="\n") as lines:
+                start = []
+                for line in lines:
+                    start.append(line)
+                    if line.strip():
+                        break
+                if start and start[-1].lstrip("\ufeff \t").startswith("{"):
+                    yield from parse_lines(itertools.chain(start, lines), name)
+                    return
+        except UnicodeDecodeError:
+            pass  # named below
+        except (OSError, EOFError, zlib.error) as e:
+            raise DataError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+    from extras import sources  # folders, tables, arrays, files on the hub, and what is no data
 
-        yield from sources.json_rows(str(path))
-        return
-    open_file = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with open_file(path, "rt", encoding="utf-8-sig", newline="\n") as lines:
-            rows = parse_lines(lines, str(path))
-            first = next(rows, None)
-            if first is None:
-                raise DataError(f"no rows in {path}")
-            yield first
-            yield from rows
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path}: not UTF-8 text ({e.reason})") from None
-    except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+    yield from sources.json_rows(name)
+
+
+def load_json(text):
+    """json.loads, but nothing is lost or made up.  Raises: ValueError."""
+
+    def refuse_twice(pairs):
+        value = dict(pairs)
+        for key in value if len(value) < len(pairs) else ():
+            if sum(key == other for other, _ in pairs) > 1:
+                raise ValueError(f"the field {key!r} is there twice")
+        return value
+
+    def refuse_constant(name):
+        raise ValueError(f"{name} is no number in JSON")
+
+    return json.loads(text, object_pairs_hook=refuse_twice, parse_constant=refuse_constant)
 
 
 def parse_lines(lines, name):
@@ -304,7 +338,7 @@ def parse_lines(lines, name):
         if not line.strip():
             continue
         try:
-            value = json.loads(line.removeprefix("\ufeff"))
+            value = load_json(line.removeprefix("\ufeff"))
         except (ValueError, RecursionError) as e:
             advice = ""
             if line.rstrip().endswith(("{", "[", ",")):
@@ -390,6 +424,8 @@ class Tokenizer:
         # Some hold "</s>" as ordinary text, which would come apart into "<", "/", …
         backend.add_special_tokens(list(self.names.values()))
         add_missing_tokens(backend, config)
+        special = [t.content for t in backend.get_added_tokens_decoder().values() if t.special]
+        self.special = re.compile("|".join(map(re.escape, special)) or "(?!)")  # never
         self.bos = self.find_bos()
         self.end_token = self.find_end_token()
         self.end_id = backend.token_to_id(self.end_token)
@@ -495,7 +531,9 @@ class Tokenizer:
     def find_end_token(self):
         """The token that ends every text."""
         if "eos_token" not in self.names:
-            raise DataError(f"{self.where}: no eos_token, so no place to read the reward at")
+            named = self.config.get("eos_token")
+            cause = f"eos_token {named!r} is not in the vocabulary" if named else "no eos_token"
+            raise DataError(f"{self.where}: {cause}, so no place to read the reward at")
         return self.names["eos_token"]
 
     def find_pad_id(self):
@@ -669,7 +707,7 @@ def examples_of(rows, tokenizer, max_length, audit, skip_bad_rows=False):
         except DataError as e:
             if not skip_bad_rows:
                 raise
-            audit.left_out[e.reason] += 1
+            audit.leave_out(e)
         else:
             audit.add(example)
             yield example
@@ -693,12 +731,10 @@ def check_order(example: Example):
 def tokenize(row: Row, tokenizer: Tokenizer, max_length: int) -> Example:
     """Row -> Example. Scoring and ranking need no more.  Raises: LeftOut."""
     for response in row.responses:
-        if not response or not response[-1]["content"].strip():
+        if not response or not (response[-1]["content"].strip() or is_call(response[-1])):
             raise LeftOut("empty response")
     sequences, start, changes = tokenizer.encode_row(row)
-    notes = row.notes + changes
-    if repeats_prompt(row):
-        notes.append("a response begins with its whole prompt")
+    notes = row.notes + changes + odd_texts(row, tokenizer)
     shorter, new_start = tokenizer.shorten(sequences, start, max_length)
     return Example(
         sequences=shorter,
@@ -711,6 +747,28 @@ def tokenize(row: Row, tokenizer: Tokenizer, max_length: int) -> Example:
         shortened=new_start < start,
         notes=notes,
     )
+
+
+def is_call(message):
+    """Whether the assistant calls a tool, or refuses, instead of saying something."""
+    return bool(message.get("tool_calls") or message.get("refusal"))
+
+
+def odd_texts(row, tokenizer):
+    """Notes on texts that are read as they are, and may not be what they seem."""
+    notes = []
+    if not row.prompt:
+        notes.append("there is no prompt")
+    if repeats_prompt(row):
+        notes.append("a response begins with its whole prompt")
+    texts = []
+    for messages in (row.prompt, *row.responses):
+        texts += [message["content"] for message in messages]
+    if any(map(tokenizer.special.search, texts)):
+        notes.append("a text holds special tokens, such as an end token, which are read as such")
+    if any(map(MARKS.search, texts)):
+        notes.append("a turn holds marks of several speakers, such as Human:, and is read as one")
+    return notes
 
 
 def repeats_prompt(row):
@@ -734,6 +792,12 @@ class Audit:
         self.lengths = collections.Counter()  # rows by the tokens of their longest sequence
         self.prompts, self.pairs = set(), set()  # hashes
         self.notes = collections.Counter()  # rows by what is unusual about them
+
+    def leave_out(self, error):
+        """Count a bad row. The first one of a kind is shown."""
+        if not self.left_out[error.reason]:
+            self.notes[f"{error.reason}, the first: {error}"] = 1
+        self.left_out[error.reason] += 1
 
     def add(self, example):
         """Count a row that is kept."""

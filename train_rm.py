@@ -92,8 +92,12 @@ def run(args):
 
         say(toy_world.summary(lambda rows: score(model, rows, tokenizer)))
     held_out = args.eval_data[0] if args.eval_data else examples.folder.parent / "held_out.jsonl"
+    names = ""
+    for field, name in layout_options(args).items():
+        if field != "margin_from_scores":
+            names += f" --{field}-field {name!r}"
     say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
-        f"  python eval.py report {output} --data {held_out}")
+        f"  python eval.py report {output} --data {held_out}{names}")
 
 
 def first_pair(examples, tokenizer):
@@ -493,6 +497,10 @@ def write_both_sides(folder, split, tokenizer, max_length, skip_bad_rows):
         rows = split.rows(side == "held out", audit)
         sides.append(examples_of(rows, tokenizer, max_length, audit, skip_bad_rows))
     write_tokens(folder, *sides)  # the rows are read here, one at a time, and fill the audits
+    both = audits["train"].prompts & audits["held out"].prompts
+    if both:
+        say(f"{len(both)} of {len(audits['held out'].prompts)} held-out prompts are also trained "
+            "on: a model looks better than it is on prompts that it has seen")
     summaries = {}
     for side, audit in audits.items():
         summaries[side] = audit.summary()
@@ -873,10 +881,10 @@ def parse_options(argv=None):
 def add_data_options(add):
     add("--model", help="folder with config.json, tokenizer.json and safetensors, or owner/name on "
         "the hub (default: a small decoder from scratch)")
-    add("--data", nargs="+", metavar="FILE", help="rows of prompt, chosen, rejected: .jsonl, "
+    add("--data", nargs="+", action="extend", metavar="FILE", help="rows of prompt, chosen, rejected: .jsonl, "
         ".json, .csv, .parquet, a folder, hub:owner/name/FILE, or an earlier run (default: the "
         "toy world)")
-    add("--eval-data", nargs="+", metavar="FILE", help="held-out rows (default: some of --data)")
+    add("--eval-data", nargs="+", action="extend", metavar="FILE", help="held-out rows (default: some of --data)")
     add("--eval-fraction", type=float, help="share of prompts to hold out (0.1; toy world 1/6)")
     add("--max-length", type=int, help="tokens of prompt and response (default: at most 1024)")
     add("--skip-bad-rows", **FLAG, help="leave bad rows out and count them")
@@ -986,6 +994,9 @@ def check_options(parser, args):
         parser.error("choose one of --bf16 and --fp16")
     if (args.lora_rank or args.freeze_layers) and not args.model:
         parser.error("--lora-rank and --freeze-layers need --model")
+    for path in map(Path, [*(args.data or []), *(args.eval_data or [])]):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            parser.error(f"{path}: a pipe can be read only once; save the rows to a file")
     if args.chat_template and not args.model:
         parser.error("--chat-template needs --model")
     if args.eval_data and not args.data:

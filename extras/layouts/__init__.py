@@ -38,7 +38,8 @@ from data import NATIVE, UNREAD, DataError
 from extras.layouts.arenas import arena, arena_55k, ppe_preference
 from extras.layouts.fields import renamed
 from extras.layouts.judged import judged
-from extras.layouts.notations import extra_id, human_assistant, rewardbench, sharegpt, tools
+from extras.layouts.notations import extra_id, human_assistant, json_text, rewardbench
+from extras.layouts.notations import sharegpt, tools
 from extras.layouts.prompts import history, messages, question, system, whole_dialogues
 from extras.layouts.ranked import ms_swift, nectar, ppe_best_of_k, stack_exchange, ultrafeedback
 from extras.layouts.unread import media, refuse_unread_text
@@ -48,6 +49,7 @@ from extras.layouts.verdicts import pku_saferlhf, shp, summaries, webgpt
 LAYOUTS = (
     media,  # first: what is refused needs no reading
     tools,
+    json_text,
     # Answers under names of their own. Only one of these applies to a row.
     summaries,
     webgpt,

@@ -107,6 +107,8 @@ def whole_dialogues(row: dict, where: str) -> dict:
     shared = shared_turns(spoken)
     prompt = prompt + spoken[0][:shared]
     answers = [response[shared:] for response in responses]
+    if any(whole) and not all(map(opened_by_assistant, filter(None, answers))):
+        raise DataError(f"{where}: the responses answer different prompts")
     return with_responses(row, answers, where) | {"prompt": prompt}
 
 
