@@ -27,6 +27,7 @@ import json
 import math
 import math
 import re
+import string
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -234,6 +235,8 @@ def content_of(message, where, field):
     for part in parts:
         part = part if isinstance(part, dict) else {}
         text, kind = part.get("text"), part.get("type")
+        if part.get("image") or part.get("image_url"):
+            kind = "image"
         if kind != "text" and isinstance(kind, str):
             raise DataError(f"{where}: field {field!r} has a part {kind!r}; only text is read here")
         if not isinstance(text, str):
@@ -398,6 +401,9 @@ def is_plain(messages):
     return all(message.keys() == {"role", "content"} for message in messages)
 
 
+PROBE = "aB é 日本 🙂"  # what a tokenizer that keeps everything keeps
+
+
 def turn_text(message):
     """One turn: "User: …". CHAT_TEMPLATE says the same to other tools: change both."""
     return f"{message['role'].capitalize()}: {message['content']}"
@@ -432,6 +438,8 @@ class Tokenizer:
         if self.encode(["x"])[0][-1] != self.end_id:
             raise DataError(f"{where}: {self.end_token!r} does not come out as one token")
         self.pad_id = self.find_pad_id()
+        self.is_lossless = False
+        self.is_lossless = self.keeps(PROBE, self.encode([PROBE])[0])
         self.max_length = int(config.get("model_max_length") or 2**31)
         if self.max_length <= 0:
             raise DataError(f"{where}: model_max_length is {self.max_length}")
@@ -461,7 +469,17 @@ class Tokenizer:
         prompt_text, texts = self.render_row(row)
         prompt, *sequences = self.encode([prompt_text, *texts])
         start = common_prefix([prompt[:-1], *sequences])  # without encode's end token
-        return sequences, start, self.changes(row, prompt_text, texts)
+        notes = self.changes(row, prompt_text, texts)
+        if not all(map(self.keeps, texts, sequences)):
+            notes.append("a text has characters that the tokenizer cannot write")
+        return sequences, start, notes
+
+    def keeps(self, text, ids):
+        """Whether the ids still have all characters of the text. Many tokenizers keep any text."""
+        if self.is_lossless:
+            return True
+        decoded = self.backend.decode(ids.tolist(), skip_special_tokens=False)
+        return {*text} <= {*decoded, *string.whitespace}
 
     def render_row(self, row):
         """The text of the prompt alone, and of the prompt with each response."""

@@ -870,7 +870,7 @@ def parse_options(argv=None):
     add_output_options(parser.add_argument_group("what to keep").add_argument)
     args = parser.parse_args(argv)
     if args.resume:
-        args = options_of_run(parser, argv, args.resume)
+        args = options_of_run(parser, argv, args)
     for name, value in defaults_of(args).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -881,10 +881,10 @@ def parse_options(argv=None):
 def add_data_options(add):
     add("--model", help="folder with config.json, tokenizer.json and safetensors, or owner/name on "
         "the hub (default: a small decoder from scratch)")
-    add("--data", nargs="+", action="extend", metavar="FILE", help="rows of prompt, chosen, rejected: .jsonl, "
-        ".json, .csv, .parquet, a folder, hub:owner/name/FILE, or an earlier run (default: the "
-        "toy world)")
-    add("--eval-data", nargs="+", action="extend", metavar="FILE", help="held-out rows (default: some of --data)")
+    files = {"nargs": "+", "action": "extend", "metavar": "FILE"}
+    add("--data", **files, help="rows of prompt, chosen, rejected: .jsonl, .json, .csv, .parquet, "
+        "a folder, hub:owner/name/FILE, or an earlier run (default: the toy world)")
+    add("--eval-data", **files, help="held-out rows (default: some of --data)")
     add("--eval-fraction", type=float, help="share of prompts to hold out (0.1; toy world 1/6)")
     add("--max-length", type=int, help="tokens of prompt and response (default: at most 1024)")
     add("--skip-bad-rows", **FLAG, help="leave bad rows out and count them")
@@ -964,14 +964,20 @@ MAY_CHANGE_ON_RESUME = {
 }
 
 
-def options_of_run(parser, argv, run):
+def options_of_run(parser, argv, given):
     """The options of an earlier run, and those of MAY_CHANGE_ON_RESUME that are given again."""
+    run = given.resume
     path = Path(run) / "options.json"
     if not path.exists():
         parser.error(f"--resume {run}: no options.json there, so not a run")
     saved = json.loads(path.read_text("utf-8"))["options"] | {"output": run}
-    # argparse keeps what the namespace has already, unless the option is given.
-    args = parser.parse_args(argv, argparse.Namespace(**saved))
+    # argparse keeps what the namespace has already, unless the option is given. It would put
+    # files that are given again after the saved ones.
+    start = argparse.Namespace(**saved)
+    for name in ("data", "eval_data"):
+        if getattr(given, name):
+            setattr(start, name, None)
+    args = parser.parse_args(argv, start)
     for name, value in saved.items():
         if getattr(args, name) != value and name not in MAY_CHANGE_ON_RESUME:
             parser.error(f"--resume: the run was made with --{name.replace('_', '-')} {value}")

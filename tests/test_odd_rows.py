@@ -1,10 +1,13 @@
 """Rows that are whole, and not what they seem: refused with the reason, or counted."""
+import os
+
 import pytest
+import tokenizers
 from conftest import command, tiny_tokenizer, write_rows
 from runs import folder, train  # noqa: F401  pytest finds fixtures by their names here
 
 import train_rm
-from data import Audit, DataError, examples_of, json_rows, parse_row, read_rows
+from data import Audit, DataError, Tokenizer, examples_of, json_rows, parse_row, read_rows
 
 PAIR = {"prompt": "q", "chosen": "the cat", "rejected": "no"}
 
@@ -48,6 +51,26 @@ def test_texts_that_may_not_be_what_they_seem_are_counted(row, note):
     assert notes_of(PAIR) == ""
 
 
+@pytest.mark.parametrize("more, message", [
+    ({"context": "A document."}, "field 'context' may belong to the prompt"),
+    ({"Images": ["x.png"]}, "field 'Images': only text is read here"),
+    ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "q", "image": "x"}]}]},
+     "has a part 'image'"),
+])
+def test_what_belongs_to_the_dialogue_and_is_not_read_is_refused(more, message):
+    with pytest.raises(DataError, match=f"f:3: .*{message}"):
+        parse_row(PAIR | more, "f:3")
+
+
+def test_characters_that_the_tokenizer_cannot_write_are_counted():
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "</s>": 1}, "<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    small = Tokenizer(backend, {"eos_token": "</s>", "unk_token": "<unk>"})
+    audit = Audit()
+    list(examples_of([parse_row(PAIR)], small, 256, audit))
+    assert audit.notes["a text has characters that the tokenizer cannot write"] == 1
+
+
 def test_an_answer_that_only_calls_a_tool_is_not_empty():
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
     audit = Audit()
@@ -89,8 +112,6 @@ def test_every_file_that_is_named_is_read(folder, tmp_path):  # noqa: F811
 
 
 def test_a_pipe_is_refused_because_it_can_be_read_only_once(tmp_path):
-    import os
-
     os.mkfifo(tmp_path / "pipe.jsonl")
     status, _, err = command(train_rm.main, "--data", tmp_path / "pipe.jsonl")
     assert status == 2 and "a pipe can be read only once" in err

@@ -42,8 +42,9 @@ from extras.layouts.notations import extra_id, human_assistant, json_text, rewar
 from extras.layouts.notations import sharegpt, tools
 from extras.layouts.prompts import history, messages, question, system, whole_dialogues
 from extras.layouts.ranked import ms_swift, nectar, ppe_best_of_k, stack_exchange, ultrafeedback
-from extras.layouts.unread import media, refuse_unread_text
+from extras.layouts.unread import media, refuse_meaningful, refuse_unread_text
 from extras.layouts.verdicts import helpsteer2_preference, helpsteer3, judgebench
+from extras.layouts.verdicts import openai_preference
 from extras.layouts.verdicts import pku_saferlhf, shp, summaries, webgpt
 
 LAYOUTS = (
@@ -58,6 +59,7 @@ LAYOUTS = (
     helpsteer2_preference,
     helpsteer3,
     judgebench,
+    openai_preference,
     ppe_preference,
     arena,
     arena_55k,
@@ -107,5 +109,6 @@ def to_native(
         raise DataError(f"{where}: neither a prompt nor responses (found: {found})")
     if names.get("prompt") != "":
         refuse_unread_text(native, where)
+    refuse_meaningful(native, where)
     notes += [UNREAD + field for field in native if field not in NATIVE]
     return native

@@ -168,7 +168,9 @@ def system(row: dict, where: str) -> dict:
     {"system": "s", "prompt": "q", …} -> {"prompt": [system s, user q], …}
     """
     row = dict(row)
-    turns = to_messages(row.pop("system", ""), "system", where, "system")
+    if "system" not in row:
+        row["system"] = row.pop("system_prompt", None) or ""
+    turns = to_messages(row.pop("system"), "system", where, "system")
     prompt = prompt_of(row, where)
     if not turns or prompt[:1] == turns:
         return row

@@ -56,6 +56,11 @@ def in_parts(messages):
 
 
 SAMPLES = {
+    "OpenAI's preference format": (
+        {"input": {"messages": QUESTION, "tools": []}, "preferred_output": GOOD,
+         "non_preferred_output": BAD},
+        MESSAGES,
+    ),
     "messages as text": (
         {"prompt": '[{"role": "user", "content": "Which metal is liquid?"}]',
          "chosen": G, "rejected": B},
