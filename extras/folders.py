@@ -17,8 +17,9 @@ that its files belong together:
     subfolders  are splits or subsets. A folder that has some with rows in them is refused.
     strangers   a .json beside other data, and no field in common with it, holds no such rows.
 
-To read two splits, or some pieces, name each file. The same rules hold for a folder of the hub, before
-anything of it is fetched. tests/extras/test_sources.py shows what is read and what is refused.
+To read two splits, or some pieces, name each file. The same rules hold for a folder of the hub,
+and only for strangers has it to be fetched first. tests/extras/test_sources.py shows what is read
+and what is refused.
 """
 import functools
 import re

@@ -183,7 +183,7 @@ def unpack(value: dict, where: str, name: str) -> Rows:
         return
     if holds_objects(value):
         found = folders.shortened(value)
-        raise DataError(f"{name}: an object of objects ({found}); write a list of rows")
+        raise DataError(f"{name}: an object of objects ({found}), not a list of rows")
     yield where, value
 
 

@@ -130,7 +130,7 @@ def test_lines_that_each_look_like_a_container_stay_rows(tmp_path):
 def test_columns_in_the_place_of_rows_are_refused(tmp_path):
     columns = {"prompt": {"0": "q", "1": "q"}, "chosen": {"0": "a", "1": "b"}}
     (tmp_path / "f.json").write_text(json.dumps(columns))  # as pandas.to_json writes
-    assert "an object of objects (prompt, chosen); write a list of rows" in refusal(
+    assert "an object of objects (prompt, chosen), not a list of rows" in refusal(
         tmp_path / "f.json"
     )
 
