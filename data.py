@@ -307,11 +307,12 @@ def json_rows(path):
                     start.append(line)
                     if line.strip():
                         break
-                if start and start[-1].lstrip("\ufeff \t").startswith("{"):
+                first = "".join(start[-1:]).strip("\ufeff \t\n")
+                if first.startswith("{") and "\r" not in first.rstrip("\r"):
                     yield from parse_lines(itertools.chain(start, lines), name)
                     return
-        except UnicodeDecodeError:
-            pass  # named below
+        except (UnicodeDecodeError, gzip.BadGzipFile):
+            pass  # sources says what it is
         except (OSError, EOFError, zlib.error) as e:
             raise DataError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
     from extras import sources  # folders, tables, arrays, files on the hub, and what is no data
@@ -320,19 +321,22 @@ def json_rows(path):
 
 
 def load_json(text):
-    """json.loads, but nothing is lost or made up.  Raises: ValueError."""
+    """The value of a JSON text.  Raises: ValueError where a key is there twice, and at NaN."""
+    return json.loads(text, object_pairs_hook=each_key_once, parse_constant=refuse_constant)
 
-    def refuse_twice(pairs):
-        value = dict(pairs)
-        for key in value if len(value) < len(pairs) else ():
-            if sum(key == other for other, _ in pairs) > 1:
-                raise ValueError(f"the field {key!r} is there twice")
-        return value
 
-    def refuse_constant(name):
-        raise ValueError(f"{name} is no number in JSON")
+def each_key_once(pairs):
+    """The (key, value) of an object -> the object. Python's own reader keeps the last of two."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return value
 
-    return json.loads(text, object_pairs_hook=refuse_twice, parse_constant=refuse_constant)
+
+def refuse_constant(name):
+    raise ValueError(f"{name} is not JSON")
 
 
 def parse_lines(lines, name):

@@ -27,8 +27,7 @@ There is no option. tests/extras/test_cells.py shows what each cell becomes.
 import json
 import re
 
-from data import DataError
-from extras.json_files import load_json
+from data import DataError, load_json
 from extras.layouts.fields import is_texts
 
 JSON_FIELDS = {

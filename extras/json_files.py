@@ -27,7 +27,7 @@ import json
 import zlib
 from typing import Iterator
 
-from data import NATIVE, DataError, parse_lines
+from data import NATIVE, DataError, each_key_once, parse_lines, refuse_constant
 from extras import folders, hub
 
 Rows = Iterator[tuple[str, dict]]  # ("file:number", object)
@@ -39,25 +39,6 @@ ROW_FIELDS = NATIVE - {"id", "source", "subset"} | {
 CONTAINERS = folders.SPLITS.keys() | {"data", "dataset", "rows", "examples", "instances", "items",
                                       "records", "samples", "pairs", "preferences"}
 BLANK = "\ufeff \t\r\n"  # Windows puts a byte order mark, U+FEFF, first
-
-
-def load_json(text: str):
-    """The value of a JSON text.  Raises: ValueError where a key is there twice, and at NaN."""
-    return json.loads(text, object_pairs_hook=each_key_once, parse_constant=refuse_constant)
-
-
-def each_key_once(pairs: list) -> dict:
-    """The (key, value) of an object -> the object."""
-    value = {}
-    for key, item in pairs:
-        if key in value:
-            raise ValueError(f"the key {key!r} is there twice")
-        value[key] = item
-    return value
-
-
-def refuse_constant(name: str):
-    raise ValueError(f"{name} is not JSON")
 
 
 def rows_of_json(path: str) -> Rows:

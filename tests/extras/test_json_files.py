@@ -5,9 +5,8 @@ import threading
 
 import pytest
 
-from data import DataError
+from data import DataError, load_json
 from extras import sources
-from extras.json_files import load_json
 
 ROW = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 
