@@ -31,7 +31,7 @@ def test_two_labels_in_a_row_are_refused(row, message):
 
 @pytest.mark.parametrize("line, message", [
     ('{"prompt": "q", "chosen": "a", "rejected": "b", "chosen": "c"}', "'chosen' is there twice"),
-    ('{"prompt": "q", "margin": NaN}', "NaN is no number in JSON"),
+    ('{"prompt": "q", "margin": NaN}', "NaN is not JSON"),
 ])
 def test_json_that_readers_understand_differently_is_refused(line, message, tmp_path):
     file = tmp_path / "f.jsonl"
