@@ -49,7 +49,6 @@ import tokenizers
 from data import DataError, Messages, Row, Tokenizer
 from extras.jinja_templates import compile_template, find_templates, one_line, stop_the_clock
 
-SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # three names for the same
 NOT_SAID = {"role", "type", "id", "tool_call_id"}  # fields that a template need not write
 QUESTION = {"role": "user", "content": "Who goes there?"}
@@ -67,7 +66,6 @@ class TemplateTokenizer(Tokenizer):
         for name, source in find_templates(config, where).items():
             self.sources[name] = stop_the_clock(source, datetime.datetime.now())
             self.templates[name] = compile_template(self.sources[name], where)
-        self.values = special_tokens(config) | {"documents": None}
         super().__init__(backend, config, where)
         if not stands_in(self.render(PROBE), PROBE):
             raise DataError(f"{where}: the chat template does not write what is said in a dialogue")
@@ -92,8 +90,10 @@ class TemplateTokenizer(Tokenizer):
 
     def run(self, messages: Messages, add_generation_prompt: bool, tools: list | None) -> str:
         """What the template writes.  Raises: DataError."""
-        name = "tool_use" if tools and "tool_use" in self.templates else "default"
-        values = self.values | {
+        has_tools = tools is not None and "tool_use" in self.templates
+        name = "tool_use" if has_tools else "default"
+        values = self.names | {
+            "documents": None,
             "messages": list(map(with_thoughts, messages)),
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
@@ -114,14 +114,26 @@ class TemplateTokenizer(Tokenizer):
 
     def changes(self, row: Row, prompt_text: str, texts: list[str]) -> list[str]:
         """Notes on what is not in the texts as the row has it."""
-        changed = set()
+        changed = {"prompt": False, "response": False}
         for response, text in zip(row.responses, texts):
             if not stands_in(text, [row.prompt, row.tools]):
-                changed.add("prompt")
-            shared = os.path.commonprefix([prompt_text, text])
-            if not stands_in(text[len(shared) :], response):
-                changed.add("response")
-        return [f"the template changed the {part}, or left some of it out" for part in changed]
+                changed["prompt"] = True
+            if not self.has_response(row, response, prompt_text, text):
+                changed["response"] = True
+        parts = [part for part in changed if changed[part]]
+        return [f"the template changed the {part}, or left some of it out" for part in parts]
+
+    def has_response(self, row: Row, response: Messages, prompt_text: str, text: str) -> bool:
+        """Whether all of a response stands in a text, after the prompt."""
+        shared = os.path.commonprefix([prompt_text, text])
+        if stands_in(text[len(shared) :], response):
+            return True
+        # Some templates begin an answer with <think>, and so does this answer.
+        try:
+            shared = os.path.commonprefix([self.run(row.prompt, False, row.tools), text])
+        except DataError:
+            return False
+        return stands_in(text[len(shared) :], response)
 
     def find_bos(self) -> str:
         """The BOS token if the template writes one, else ""."""
@@ -166,18 +178,6 @@ class TemplateTokenizer(Tokenizer):
         )
 
 
-def special_tokens(config: dict) -> dict[str, str]:
-    """{"bos_token": "<s>", …}: a template may use all special tokens that have a name."""
-    tokens = {}
-    for name in SPECIAL:
-        token = config.get(f"{name}_token")
-        if isinstance(token, dict):  # {"content": "<s>", "lstrip": false, …}
-            token = token["content"]
-        if token:
-            tokens[f"{name}_token"] = token
-    return tokens
-
-
 def with_thoughts(message: dict) -> dict:
     """The message with its thoughts under the names that templates know."""
     for field in THOUGHTS:
@@ -193,8 +193,13 @@ def with_thoughts(message: dict) -> dict:
 def stands_in(text: str, messages) -> bool:
     """Whether a text has all that is said in these messages, and in their tool calls."""
     for said in texts_in(messages):
+        if said.strip() in text:
+            continue
         escaped = json.dumps(said, ensure_ascii=False)[1:-1]  # as templates write tool calls
-        if said.strip() not in text and escaped not in text:
+        if escaped in text:
+            continue
+        # Templates may write white space in their own way: <think>\nSo.\n</think>\n\nYes.
+        if "".join(said.split()) not in "".join(text.split()):
             return False
     return True
 

@@ -58,7 +58,7 @@ def named_templates(config: dict, where: str) -> dict[str, str]:
     templates = config.get("chat_template")
     if not isinstance(templates, list):
         templates = [{"name": "default", "template": templates}] if templates else []
-    named = dict(config.get("more_chat_templates", {}))
+    named = {}
     for entry in templates:
         if not isinstance(entry, dict) or not isinstance(entry.get("template"), str):
             shown = str(config["chat_template"])[:30]
