@@ -561,7 +561,12 @@ class Tokenizer:
             "model_max_length": max_length,
             "padding_side": "right",
         }
+        # Flags such as lstrip are in tokenizer.json. transformers wants texts here.
         config |= self.names | {"pad_token": self.backend.id_to_token(self.pad_id)}
+        more = list(map(content_of_token, more_tokens(config)))
+        if more:
+            config.pop("extra_special_tokens", None)
+            config["additional_special_tokens"] = more
         for of_this_program in ("vocab_size", "model_type", "chosen_template"):
             config.pop(of_this_program, None)
         # Not backend.save: on a full disk it raises a bare Exception, not an OSError.
@@ -607,8 +612,13 @@ def read_settings(folder):
 
 
 def read_object(path):
-    """A JSON object, or an empty one where there is no such file."""
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    """A JSON object, or an empty one where there is no such file.  Raises: DataError."""
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as e:
+        raise DataError(f"{path}: not a JSON object ({e})") from None
 
 
 def split_as_the_class_does(backend, config):
@@ -628,7 +638,7 @@ def split_as_the_class_does(backend, config):
     if name == "GPT2Tokenizer":
         backend.normalizer = None
         backend.pre_tokenizer = rules.ByteLevel(add_prefix_space=bool(prefix))
-    elif "ByteLevel" not in str(backend.pre_tokenizer):
+    elif "ByteLevel" not in f"{backend.pre_tokenizer} {backend.decoder}":
         prepend = "always" if config.get("legacy") else "first"
         if prefix is False:
             prepend = "never"

@@ -135,6 +135,9 @@ STATES = {
     "special_tokens_map.json beside a config": {
         "config": {"chat_template": PLAIN, "eos_token": "<pad>"},
         "files": {"special_tokens_map.json": {"eos_token": token("</s>", lstrip=True), "additional_special_tokens": ["[user]"]}}},
+    "a named token that is new, with flags": {
+        "config": {"chat_template": CHAT},
+        "files": {"special_tokens_map.json": {"sep_token": token("<|end|>", lstrip=True)}}},
     "special_tokens_map.json beside added_tokens_decoder": {
         "config": {"chat_template": PLAIN, "added_tokens_decoder": {"2": token("</s>")}},
         "files": {"special_tokens_map.json": {"eos_token": "<pad>", "additional_special_tokens": ["[user]"]}}},

@@ -5,8 +5,8 @@ import pytest
 import tokenizers
 from conftest import FIXTURES, SHARED, needs_shared
 from make_tokenizers import (
-    DIALOGUES, PUBLISHED, STATES, TOOL_DIALOGUES, build, dialogues_of, frozen_time,
-    published_folder,
+    CHAT, DIALOGUES, MARKS, PUBLISHED, STATES, TOOL_DIALOGUES, build, dialogues_of, frozen_time,
+    published_folder, token,
 )
 
 import extras.chat_template
@@ -120,6 +120,27 @@ def test_files_come_before_settings_and_the_chosen_before_the_default():
     for name in ("chat_template.jinja beside another", "named templates, one chosen"):
         assert texts[name].startswith("#[user]")
     assert texts["today's date"].startswith("03 Feb 2026")
+
+
+def test_tokens_with_flags_are_saved_as_texts(tmp_path):
+    """transformers 5 fails on a dict in tokenizer_config.json that does not say it is a token."""
+    ends = {"additional_special_tokens": [token(mark, lstrip=True) for mark in MARKS]}
+    ends["eos_token"] = token("</s>")
+    state = {"config": {"chat_template": CHAT}, "files": {"special_tokens_map.json": ends}}
+    tokenizer = Tokenizer.from_folder(build(state, tmp_path))
+    tokenizer.save(tmp_path, 99)
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    assert saved["additional_special_tokens"] == MARKS and saved["eos_token"] == "</s>"
+    (tmp_path / "special_tokens_map.json").unlink()
+    text = render(tokenizer, DIALOGUES[0])
+    again = Tokenizer.from_folder(tmp_path)
+    assert again.encode([text])[0].tolist() == tokenizer.encode([text])[0].tolist()
+
+
+def test_a_broken_file_beside_tokenizer_json_is_named(tmp_path):
+    build({"files": {"special_tokens_map.json": "{"}}, tmp_path)
+    with pytest.raises(DataError, match="special_tokens_map.json: not a JSON object"):
+        Tokenizer.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize("files, reason", [
