@@ -426,14 +426,16 @@ class Tokenizer:
     rendering = "without a chat template, as 'User: …'"  # for the log
 
     def __init__(self, backend, config, where="tokenizer"):
+        if config.get("split_special_tokens"):
+            raise DataError(f"{where}: split_special_tokens is true, so no token ends a text")
         # Some tokenizer.json have padding and truncation baked in, which would cut texts silently.
+        if backend.padding:
+            config = {"pad_token": backend.padding["pad_token"]} | config
         backend.no_padding()
         backend.no_truncation()
         self.backend, self.config, self.where = backend, config, where
-        self.names = special_tokens(backend, config)
-        # Some hold "</s>" as ordinary text, which would come apart into "<", "/", …
-        backend.add_special_tokens(list(self.names.values()))
         add_missing_tokens(backend, config)
+        self.names = names_of_tokens(config)
         special = [t.content for t in backend.get_added_tokens_decoder().values() if t.special]
         self.special = re.compile("|".join(map(re.escape, special)) or "(?!)")  # never
         self.bos = self.find_bos()
@@ -577,21 +579,13 @@ class Tokenizer:
 
         chat_template: a file, or the name of one of several templates of the folder.
         """
-        folder, config = Path(folder), {}
+        folder = Path(folder)
+        if not (folder / "tokenizer.json").exists():
+            raise DataError(no_tokenizer(folder))
         try:
             backend = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
-            for name in ("special_tokens_map.json", "tokenizer_config.json"):
-                if (folder / name).exists():
-                    config |= json.loads((folder / name).read_text("utf-8"))
-            if (folder / "chat_template.jinja").exists():
-                config["chat_template"] = (folder / "chat_template.jinja").read_text("utf-8")
-            more = {}
-            for file in (folder / "additional_chat_templates").glob("*.jinja"):
-                more[file.stem] = file.read_text("utf-8")
-            config |= {"more_chat_templates": more, "chosen_template": chat_template}
-            if (folder / "config.json").exists():
-                model = json.loads((folder / "config.json").read_text("utf-8"))
-                config["vocab_size"] = model.get("vocab_size")
+            config = read_settings(folder) | {"chosen_template": chat_template}
+            split_as_the_class_does(backend, config)
             return open_tokenizer(backend, config, str(folder))
         except DataError:
             raise
@@ -626,9 +620,14 @@ class Tokenizer:
             "chat_template": self.chat_template(),
             "model_max_length": max_length,
             "padding_side": "right",
-            "pad_token": self.backend.id_to_token(self.pad_id),
         }
-        for of_this_program in ("vocab_size", "chosen_template", "more_chat_templates"):
+        # Flags such as lstrip are in tokenizer.json. transformers wants texts here.
+        config |= self.names | {"pad_token": self.backend.id_to_token(self.pad_id)}
+        more = list(map(content_of_token, more_tokens(config)))
+        if more:
+            config.pop("extra_special_tokens", None)
+            config["additional_special_tokens"] = more
+        for of_this_program in ("vocab_size", "model_type", "chosen_template"):
             config.pop(of_this_program, None)
         # Not backend.save: on a full disk it raises a bare Exception, not an OSError.
         (Path(folder) / "tokenizer.json").write_text(self.backend.to_str(pretty=True), "utf-8")
@@ -636,36 +635,134 @@ class Tokenizer:
         (Path(folder) / "tokenizer_config.json").write_text(text, "utf-8")
 
 
+def no_tokenizer(folder):
+    """Why a folder without a tokenizer.json cannot be used, and what to do."""
+    others = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "tekken.json")
+    found = [name for name in others if (folder / name).exists()]
+    if not found:
+        return f"{folder}: no tokenizer.json"
+    return (
+        f"{folder}: no tokenizer.json, only {', '.join(found)}; write one with transformers: "
+        "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+    )
+
+
+def read_settings(folder):
+    """What a folder says about its tokenizer. Where files differ, transformers' rules hold."""
+    config = read_object(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:  # the two files that were there before it
+        config |= read_object(folder / "special_tokens_map.json")
+        special = [*named_tokens(config).values(), *more_tokens(config)]
+        special = list(map(content_of_token, special))
+        decoder = {}
+        for content, token_id in read_object(folder / "added_tokens.json").items():
+            decoder[str(token_id)] = {"content": content, "special": content in special}
+        if decoder:
+            config["added_tokens_decoder"] = decoder
+    templates = {}
+    if (folder / "chat_template.jinja").exists():
+        templates["default"] = (folder / "chat_template.jinja").read_text("utf-8")
+    for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        templates[file.stem] = file.read_text("utf-8")
+    if templates:  # then those of tokenizer_config.json do not count
+        named = [{"name": name, "template": source} for name, source in templates.items()]
+        config["chat_template"] = named
+    model = read_object(folder / "config.json")
+    return config | {"vocab_size": model.get("vocab_size"), "model_type": model.get("model_type")}
+
+
+def read_object(path):
+    """A JSON object, or an empty one where there is no such file.  Raises: DataError."""
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as e:
+        raise DataError(f"{path}: not a JSON object ({e})") from None
+
+
+def split_as_the_class_does(backend, config):
+    """The rules by which two classes of tokenizers cut text into words.
+
+    transformers 5 takes only the vocabulary from the tokenizer.json of these classes. So a saved
+    folder names another class: one whose tokenizer.json holds the rules.
+    """
+    name = str(config.get("tokenizer_class")).removesuffix("Fast")
+    if name not in ("LlamaTokenizer", "GPT2Tokenizer"):
+        return
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if config["model_type"] in ("mistral", "qwen2"):  # their class is not asked for
+        return
+    prefix = config.get("add_prefix_space")
+    rules = tokenizers.pre_tokenizers
+    if name == "GPT2Tokenizer":
+        backend.normalizer = None
+        backend.pre_tokenizer = rules.ByteLevel(add_prefix_space=bool(prefix))
+    elif "ByteLevel" not in f"{backend.pre_tokenizer} {backend.decoder}":
+        prepend = "always" if config.get("legacy") else "first"
+        if prefix is False:
+            prepend = "never"
+        backend.normalizer = None
+        backend.pre_tokenizer = rules.Metaspace("▁", prepend_scheme=prepend, split=False)
+
+
 def add_missing_tokens(backend, config):
-    """Tokens that stand in tokenizer_config.json alone, in the order in which transformers adds."""
-    there = set(map(repr, backend.get_added_tokens_decoder().values()))
-    named = config.get("added_tokens_decoder") or {}
-    tokens = [tokenizers.AddedToken(**named[token_id]) for token_id in sorted(named, key=int)]
-    more = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
-    for token in more.values() if isinstance(more, dict) else more:
-        content = token["content"] if isinstance(token, dict) else token
-        if backend.token_to_id(content) is None:
-            tokens.append(tokenizers.AddedToken(content, special=True))
-    backend.add_tokens([token for token in tokens if repr(token) not in there])
+    """Tokens that tokenizer.json does not have, in the order in which transformers adds them.
+
+    Some tokenizer.json hold "</s>" as ordinary text, which would come apart into "<", "/", …
+    """
+    tokens = []
+    decoder = config.get("added_tokens_decoder") or {}
+    for token_id in sorted(decoder, key=int):
+        tokens.append(tokenizers.AddedToken(**decoder[token_id]))
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    known |= {token.content for token in tokens}
+    for token in [*named_tokens(config).values(), *more_tokens(config)]:
+        flags = {"special": True}
+        if isinstance(token, dict):
+            flags |= {name: flag for name, flag in token.items() if name != "__type"}
+        else:
+            flags["content"] = token
+        if flags["content"] not in known:
+            tokens.append(tokenizers.AddedToken(**flags))
+    backend.add_tokens(tokens)
 
 
-def special_tokens(backend, config):
-    """bos_token: "<s>" and so on: those that the settings name and the vocabulary has."""
-    names = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        value = config.get(name)
-        token = value["content"] if isinstance(value, dict) else value
-        if token and backend.token_to_id(token) is not None:
-            names[name] = token
-    return names
+def named_tokens(config):
+    """All tokens that have a name, such as bos_token: each a text, or a dict with its flags."""
+    more = config.get("extra_special_tokens")
+    more = more if isinstance(more, dict) else {}
+    standard = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+    others = [name for name in config if name.endswith("_token")]
+    named = {}
+    for name in [*standard, *others, *more]:
+        token = more.get(name) or config.get(name)
+        if isinstance(content_of_token(token), str) and token:
+            named[name] = token
+    return named
+
+
+def names_of_tokens(config):
+    """{"bos_token": "<s>", …}"""
+    return {name: content_of_token(token) for name, token in named_tokens(config).items()}
+
+
+def more_tokens(config):
+    """Special tokens without a name: each a text, or a dict with its flags."""
+    more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    return [] if isinstance(more, dict) else more
+
+
+def content_of_token(token):
+    """The text of a token that may be {"content": "<s>", "lstrip": false, …}."""
+    return token["content"] if isinstance(token, dict) and "content" in token else token
 
 
 def open_tokenizer(backend, config, where):
     """A Tokenizer; extras/chat_template.py's where the folder has a chat template of its own."""
     template = config.get("chat_template")
     ours = [CHAT_TEMPLATE.replace("BOS", bos) for bos in ("bos_token", "''")]
-    others = config.get("chosen_template") or config.get("more_chat_templates")
-    if not others and (not template or template in ours):
+    if not config.get("chosen_template") and (not template or template in ours):
         return Tokenizer(backend, config, where)
     from extras import chat_template
 
