@@ -400,6 +400,9 @@ CHAT_TEMPLATE = (
 )
 
 
+OUR_TEMPLATES = [CHAT_TEMPLATE.replace("BOS", bos) for bos in ("bos_token", "''")]
+
+
 def is_plain(messages):
     """Whether these messages have no tool calls, thoughts or other fields."""
     return all(message.keys() == {"role", "content"} for message in messages)
@@ -426,6 +429,7 @@ class Tokenizer:
     """
 
     rendering = "without a chat template, as 'User: …'"  # for the log
+    as_rendered = False  # True: nothing is cut or added, see extras/chat_template.py
 
     def __init__(self, backend, config, where="tokenizer"):
         if config.get("split_special_tokens"):
@@ -445,9 +449,10 @@ class Tokenizer:
         self.bos = self.find_bos()
         self.end_token = self.find_end_token()
         self.end_id = backend.token_to_id(self.end_token)
-        if self.encode(["x"])[0][-1] != self.end_id:
+        if not self.as_rendered and self.encode(["x"])[0][-1] != self.end_id:
             raise DataError(f"{where}: {self.end_token!r} does not come out as one token")
         self.pad_id = self.find_pad_id()
+        self.saved_pad_id = self.pad_id  # config.json's; transformers reads the reward before it
         self.is_lossless = False
         self.is_lossless = self.keeps(PROBE, self.encode([PROBE])[0])
         self.max_length = int(config.get("model_max_length") or 2**31)
@@ -478,7 +483,7 @@ class Tokenizer:
         """
         prompt_text, texts = self.render_row(row)
         prompt, *sequences = self.encode([prompt_text, *texts])
-        start = common_prefix([prompt[:-1], *sequences])  # without encode's end token
+        start = common_prefix([prompt, *sequences])  # the end token of the prompt alone differs
         notes = self.changes(row, prompt_text, texts)
         if not all(map(self.keeps, texts, sequences)):
             notes.append("a text has characters that the tokenizer cannot write")
@@ -552,7 +557,9 @@ class Tokenizer:
         """
         bos = self.names.get("bos_token", "")
         adds_bos = self.config.get("add_bos_token")
-        if adds_bos is None:
+        if self.config.get("chat_template") in OUR_TEMPLATES:  # a folder that `save` wrote
+            adds_bos = "bos_token" in self.config["chat_template"]
+        elif adds_bos is None:
             adds_bos = self.backend.token_to_id(bos) in self.backend.encode("").ids
         return bos if adds_bos else ""
 
@@ -578,14 +585,17 @@ class Tokenizer:
                 return pad_id
 
     @classmethod
-    def from_folder(cls, folder, chat_template=None):
+    def from_folder(cls, folder, chat_template=None, head_config=None):
         """Load tokenizer.json and its settings.  Raises: DataError.
 
         chat_template: a file, or the name of one of several templates of the folder.
+        head_config: config.json of a model whose value head is trained already. The reward is
+            then read where that head has learned to be read.
         """
         folder = Path(folder)
         config = read_object(folder / "tokenizer_config.json")
         config |= {"model": read_object(folder / "config.json"), "chosen_template": chat_template}
+        config["head_config"] = head_config
         try:
             if is_plain_folder(folder, config):
                 text = (folder / "tokenizer.json").read_text("utf-8")
@@ -629,11 +639,16 @@ class Tokenizer:
             "model_max_length": max_length,
             "padding_side": "right",
         }
-        config |= self.names | {"pad_token": self.backend.id_to_token(self.pad_id)}
-        for of_this_program in ("model", "chosen_template"):
+        # The template writes BOS and end token. A tool that adds them too would double them.
+        config |= self.names | {"add_bos_token": False, "add_eos_token": False}
+        if self.saved_pad_id is not None:
+            config["pad_token"] = self.backend.id_to_token(self.saved_pad_id)
+        for of_this_program in ("model", "chosen_template", "head_config"):
             config.pop(of_this_program, None)
+        tokenizer_json = json.loads(self.backend.to_str()) | {"post_processor": None}
         # Not backend.save: on a full disk it raises a bare Exception, not an OSError.
-        (Path(folder) / "tokenizer.json").write_text(self.backend.to_str(pretty=True), "utf-8")
+        text = json.dumps(tokenizer_json, indent=2, ensure_ascii=False)
+        (Path(folder) / "tokenizer.json").write_text(text, "utf-8")
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (Path(folder) / "tokenizer_config.json").write_text(text, "utf-8")
 
@@ -672,8 +687,7 @@ def special_tokens(config):
 def open_tokenizer(backend, config, where):
     """A Tokenizer; extras/chat_template.py's where the folder has a chat template of its own."""
     template = config.get("chat_template")
-    ours = [CHAT_TEMPLATE.replace("BOS", bos) for bos in ("bos_token", "''")]
-    if not config.get("chosen_template") and (not template or template in ours):
+    if not config.get("chosen_template") and (not template or template in OUR_TEMPLATES):
         return Tokenizer(backend, config, where)
     from extras import chat_template
 

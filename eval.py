@@ -325,7 +325,10 @@ class Scorer:
         self, model, tokenizer=None, max_length=None, pack=False, dtype=None, layout=None
     ):
         self.model = model
-        self.tokenizer = tokenizer or Tokenizer.from_folder(model.folder)
+        if tokenizer is None:
+            config = model.config.config_json
+            tokenizer = Tokenizer.from_folder(model.folder, head_config=config)
+        self.tokenizer = tokenizer
         self.max_length = usable_length(model, self.tokenizer, max_length)
         self.make_batch = batch_function(pack)
         self.dtype = dtype

@@ -104,7 +104,9 @@ def first_pair(examples, tokenizer):
     """One pair as the model will read it: look at it before you train for hours."""
     example = examples[examples.numbers(held_out=False)[0]]
     better, worse = example.pairs()[0]
-    lines = [f"texts are rendered {tokenizer.rendering}; the reward is read at the last token"]
+    last = tokenizer.backend.id_to_token(int(example.sequences[better][-1]))
+    lines = [f"texts are rendered {tokenizer.rendering}; the reward is read at the last token, "
+             f"{last!r}"]
     for side, index in (("chosen", better), ("rejected", worse)):
         text = repr(tokenizer.backend.decode(example.sequences[index], skip_special_tokens=False))
         if len(text) > 400:
@@ -309,8 +311,11 @@ def build_model(args, output):
     torch.manual_seed(args.seed)
     if args.model:
         model = open_model(args.model, fresh_head=True)
-        on_first(lambda: keep_tokenizer(output, model.folder, args.chat_template))
-        return model, Tokenizer.from_folder(output)
+        # A head that is kept is read where it was trained to be read.
+        head_config = model.config.config_json if model.head_origin == "kept" else None
+        given = (model.folder, args.chat_template, head_config)
+        on_first(lambda: keep_tokenizer(output, *given))
+        return model, Tokenizer.from_folder(output, head_config=head_config)
     tokenizer = Tokenizer.from_folder(output)
     D, heads = args.hidden_size, args.num_attention_heads
     model = RewardModel.from_scratch({
@@ -457,13 +462,13 @@ def make_tokenizer(args, output, split):
     add_files(output, lambda folder: tokenizer.save(folder, args.max_length or MAX_LENGTH))
 
 
-def keep_tokenizer(output, folder, chat_template):
+def keep_tokenizer(output, folder, chat_template, head_config):
     """Copy the tokenizer of a pretrained model into the run folder, before it is used.
 
     A run has its own: the chat template may be another one, and the date in it stands still.
     """
     if not (output / "tokenizer_config.json").exists():  # else a run that is resumed
-        tokenizer = Tokenizer.from_folder(folder, chat_template)
+        tokenizer = Tokenizer.from_folder(folder, chat_template, head_config)
         add_files(output, lambda new: tokenizer.save(new, tokenizer.max_length))
 
 
@@ -718,7 +723,7 @@ def save_model(output, model, tokenizer, max_length, save_dtype):
     state = model.state_dict()  # all processes ask, as above
 
     def write(folder):
-        model.save_pretrained(folder, tokenizer.pad_id, state, dtype)
+        model.save_pretrained(folder, tokenizer.saved_pad_id, state, dtype)
         tokenizer.save(folder, max_length)
 
     on_first(lambda: add_files(output, write))

@@ -27,13 +27,14 @@ writes. With another text nothing fails: the rewards are only worse. The traps, 
                   takes what all of them have in common.
 
     cut answers   Some templates delete the thoughts of an answer, or do not write its tool calls.
-                  Then people compared other answers than the model sees. So we look for everything
-                  that a row says in the text, and the audit counts the rows where it is missing.
-    no content    A message that only calls tools may say "content": null. We hand "" over, so that
-                  a template can write content + "…". transformers 5 leaves the field out: it gives
-                  the same text, or fails.
+                  The audit counts such rows (extras/template_changes.py).
     no assistant  A template for prompts only never writes what the assistant says: all answers are
                   equal. It is refused when it is loaded.
+
+    other place   A head that is trained already was read somewhere: TRL reads at the newline after
+                  <|im_end|>, or one token before </s> where the pad is </s> too. Read elsewhere,
+                  rewards are plausible and wrong. So for such a head nothing is cut or added, and
+                  the last token that is not the pad counts, as in transformers.
 
 A template is somebody else's program, in a sandbox (extras/jinja_templates.py).
 
@@ -43,18 +44,16 @@ tests/extras/test_tokenizer_folders.py show that texts and ids are those of tran
 (apply_chat_template, whose rules these are), up to the end token.
 """
 import datetime
-import json
 import os
 
 import numpy as np
 import tokenizers
 
-from data import UNREAD, DataError, Messages, Row, Tokenizer
+from data import DataError, Messages, Row, Tokenizer
+from extras import template_changes
 from extras.jinja_templates import compile_template, find_templates, one_line, stop_the_clock
+from extras.template_changes import THOUGHTS, said_in, stands_in
 
-THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # three names for the same
-SAID = {"content", "tool_calls", *THOUGHTS}  # fields of a message that a template has to write
-NOT_SAID = {"role", "type", "id", "tool_call_id"}  # fields that it need not write
 QUESTION = {"role": "user", "content": "Who goes there?"}
 PROBE = [QUESTION, {"role": "assistant", "content": "Only me."}]
 
@@ -70,7 +69,12 @@ class TemplateTokenizer(Tokenizer):
         for name, source in find_templates(config, where).items():
             self.sources[name] = stop_the_clock(source, datetime.datetime.now())
             self.templates[name] = compile_template(self.sources[name], where)
+        head_config = config.get("head_config")
+        self.as_rendered = head_config is not None
+        self.trained_pad_id = (head_config or {}).get("pad_token_id")
         super().__init__(backend, config, where)
+        if self.as_rendered:
+            self.saved_pad_id = self.trained_pad_id
         if not stands_in(self.render(PROBE), said_in(PROBE)):
             raise DataError(f"{where}: the chat template does not write what is said in a dialogue")
 
@@ -109,7 +113,14 @@ class TemplateTokenizer(Tokenizer):
             raise DataError(f"{self.where}: the chat template refuses it ({reason})") from None
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """Rendered texts -> ids, int32. What a template writes after the end token is cut."""
+        """Rendered texts -> ids, int32. What a template writes after the end token is cut.
+
+        For a head that is trained already nothing is cut or added, and the last token is the last
+        one that is not config.json's pad_token_id: where transformers reads the reward.
+        """
+        if self.as_rendered:
+            encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+            return [without_pads(encoding.ids, self.trained_pad_id) for encoding in encodings]
         cut = []
         for text in texts:
             stripped = text.rstrip()
@@ -118,17 +129,7 @@ class TemplateTokenizer(Tokenizer):
 
     def changes(self, row: Row, prompt_text: str, texts: list[str]) -> list[str]:
         """Notes on what is not in the texts as the row has it."""
-        changed = {"prompt": False, "response": False}
-        unread = set()
-        for response, text in zip(row.responses, texts):
-            if not stands_in(text, said_in(row.prompt)) or not stands_in(text, row.tools):
-                changed["prompt"] = True
-            if not stands_in(after_prompt(row, prompt_text, text), said_in(response)):
-                changed["response"] = True
-            unread |= unread_fields(text, row.prompt + response)
-        parts = [part for part in changed if changed[part]]
-        notes = [f"the template changed the {part}, or left some of it out" for part in parts]
-        return notes + [UNREAD + field for field in sorted(unread)]
+        return template_changes.notes(row, prompt_text, texts)
 
     def find_bos(self) -> str:
         """The BOS token if the template writes one, else ""."""
@@ -140,6 +141,8 @@ class TemplateTokenizer(Tokenizer):
 
         Raises: DataError where there is neither.
         """
+        if self.as_rendered:  # whatever is last: for the log
+            return self.backend.id_to_token(int(self.encode([self.render(PROBE)])[0][-1]))
         text = self.render(PROBE).rstrip()
         endings = []
         for token in self.backend.get_added_tokens_decoder().values():
@@ -159,7 +162,7 @@ class TemplateTokenizer(Tokenizer):
     def closed(self, source: str) -> str:
         """A template, changed so that an answer ends at the end token, and nothing follows."""
         text = self.render(PROBE)
-        if text.endswith(self.end_token):
+        if self.as_rendered or text.endswith(self.end_token):
             return source
         if text.rstrip().endswith(self.end_token):
             closed = "text.rstrip()"
@@ -173,6 +176,14 @@ class TemplateTokenizer(Tokenizer):
         )
 
 
+def without_pads(ids: list[int], pad_id: int | None) -> np.ndarray:
+    """Token ids up to the last one that is not the pad."""
+    end = len(ids)
+    while end > 1 and ids[end - 1] == pad_id:
+        end -= 1
+    return np.array(ids[:end], dtype=np.int32)
+
+
 def with_thoughts(message: dict) -> dict:
     """The message with its thoughts under the names that templates know."""
     for field in THOUGHTS:
@@ -180,73 +191,3 @@ def with_thoughts(message: dict) -> dict:
             thoughts = message[field]
             return {"thinking": thoughts} | message | {"reasoning_content": thoughts}
     return message
-
-
-# ---------------------------------------------------------------- is everything there?
-
-
-def after_prompt(row: Row, prompt_text: str, text: str) -> str:
-    """The part of a text in which a response has to stand: what follows the prompt's last words.
-
-    Not what follows the text of the prompt: that may end with <think>, as the response begins.
-    """
-    last = row.prompt[-1]["content"].strip() if row.prompt else ""
-    if not last:
-        return text
-    shared = os.path.commonprefix([prompt_text, text])
-    found = shared.rfind(last)
-    return text[len(shared) if found < 0 else found + len(last) :]
-
-
-def said_in(messages: Messages) -> list:
-    """What is said in these messages: contents, calls of tools, thoughts."""
-    said = []
-    for message in messages:
-        for field in message:
-            if field in SAID:
-                said.append(message[field])
-    return said
-
-
-def unread_fields(text: str, messages: Messages) -> set[str]:
-    """Fields of messages whose meaning is not known here, and which are not in the text."""
-    unread = set()
-    for message in messages:
-        for field in message.keys() - SAID - NOT_SAID:
-            if not stands_in(text, message[field]):
-                unread.add(field)
-    return unread
-
-
-def stands_in(text: str, value) -> bool:
-    """Whether a text has all the texts in a value: a list of contents, of calls, of tools.
-
-    Each has a place of its own: a system turn "rhyme" is not found in "What is a rhyme?".
-    """
-    rest = text
-    for said in sorted(texts_in(value), key=len, reverse=True):
-        escaped = json.dumps(said, ensure_ascii=False)[1:-1]  # as templates write tool calls
-        for written in (said.strip(), escaped):
-            if written in rest:
-                rest = rest.replace(written, "\0", 1)
-                break
-        else:
-            # Templates may write white space in their own way: <think>\nSo.\n</think>\n\nYes.
-            if "".join(said.split()) not in "".join(rest.split()):
-                return False
-    return True
-
-
-def texts_in(value):
-    """Every text in a value that came from JSON, but no types and ids."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield json.dumps(value)
-    elif isinstance(value, list):
-        for item in value:
-            yield from texts_in(item)
-    elif isinstance(value, dict):
-        for field, item in value.items():
-            if field not in NOT_SAID:
-                yield from texts_in(item)

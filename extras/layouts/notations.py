@@ -1,6 +1,5 @@
 """How a dialogue is written down: lists of texts, other names for the speakers, transcripts."""
 import json
-import json
 import re
 
 from data import DataError
