@@ -72,7 +72,7 @@ MORE_CASES = {
                          num_hidden_layers=3, sliding_window_pattern=2, rope_parameters=dict(
                              full_attention=dict(rope_type="linear", rope_theta=1000.0, factor=4.0),
                              sliding_attention=dict(rope_type="default", rope_theta=10.0))), "20KB"),
-    "phi3": (dict(num_attention_heads=4, num_key_value_heads=2, sliding_window=6), "1GB"),
+    "phi3": (dict(num_attention_heads=4, num_key_value_heads=2, sliding_window=17), "1GB"),
     "phi3-tied": (dict(num_attention_heads=3, tie_word_embeddings=True), "20KB"),
     # a rope of its own, for texts of up to 40 tokens; half of 8 numbers turns
     "phi3-longrope": (dict(num_attention_heads=3, original_max_position_embeddings=40, rope_parameters=dict(

@@ -37,7 +37,8 @@ from torch import Tensor
 
 from extras.families import gemma, gpt2, gpt_neox, olmo2, phi3, qwen3_moe, smollm3
 from extras.families.smollm3 import AttentionWithoutPositions
-from model import CLASS_NAMES, FAMILIES, CheckpointError, RewardModel, read_config
+from model import CLASS_NAMES, FAMILIES, CheckpointError, RewardModel, positive_number
+from model import read_config
 
 __all__ = ["MORE_FAMILIES", "AttentionWithoutPositions", "Renaming", "build"]
 
@@ -71,7 +72,9 @@ def build(config_json: dict, where: str) -> RewardModel:
         known = ", ".join([*FAMILIES, *MORE_FAMILIES])
         raise CheckpointError(f"{where}: model_type {name!r} is not one of {known}")
     family = MORE_FAMILIES[name]
-    config = read_config(family.file.like_llama(config_json, where), where)
+    words = family.file.like_llama(config_json, where)
+    positive_number(words, "num_key_value_heads", where)  # only Llama 1 may leave it out
+    config = read_config(words, where)
     # It is saved under its own names, not under those of the family it is like.
     config.model_type = name
     config.config_json = config_json
