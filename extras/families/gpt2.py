@@ -17,13 +17,18 @@ In use where config.json says "model_type": "gpt2". It costs less than Llama: a 
 tests/extras/test_families.py shows that hidden states are those of transformers.
 """
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from extras.families.parts import LayerNorm, gelu_of, only
-from model import Config, Decoder, Padded, RewardModel, positive_number
+from model import Config, Decoder, RewardModel, positive_number
 
 PREFIX = "transformer."
-NAMES = {"wte": "embed_tokens", "wpe": "wpe", "h": "layers", "ln_f": "norm"}
+NAMES = {
+    "wte": "embed_tokens",
+    "wpe": "wpe",
+    "h": "layers",
+    "ln_f": "norm",
+}
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 # Llama's word -> GPT-2's.
@@ -49,13 +54,10 @@ def like_llama(config_json: dict, where: str) -> dict:
     if config_json.get("n_inner") is not None:
         words["intermediate_size"] = positive_number(config_json, "n_inner", where)
     eps = positive_number(config_json, "layer_norm_epsilon", where, (int, float))
-    quantised = config_json.get("quantization_config")
-    return words | {
+    return config_json | words | {
         "model_type": "llama",
         "rms_norm_eps": eps,
         "rope_theta": 1.0,  # not used: nothing turns
-        "quantization_config": quantised,
-        "initializer_range": config_json.get("initializer_range", 0.02),
     }
 
 
@@ -75,11 +77,12 @@ class GPT2(Decoder):
             self.layers[index] = Layer(config, gelu)
         self.norm = LayerNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor, form: Padded) -> Tensor:
+    def forward(self, input_ids, form):
         """(R, T) -> (R, T, D)"""
-        tokens = self.embed_tokens(input_ids).float()  # (R, T, D)
-        positions = self.wpe(form.positions(input_ids)).float()  # (T, D)
-        return self.through_layers(tokens + positions, form)
+        positions = form.positions(input_ids)  # (T,)
+        x = self.embed_tokens(input_ids).float()  # (R, T, D)
+        x = x + self.wpe(positions).float()  # (T, D): the same for all rows
+        return self.through_layers(x, form)
 
 
 class Layer(nn.Module):
@@ -87,12 +90,13 @@ class Layer(nn.Module):
 
     def __init__(self, config: Config, gelu: str):
         super().__init__()
-        self.ln_1 = LayerNorm(config.hidden_size, config.rms_norm_eps)
+        D, eps = config.hidden_size, config.rms_norm_eps
+        self.ln_1 = LayerNorm(D, eps)
         self.attn = Attention(config)
-        self.ln_2 = LayerNorm(config.hidden_size, config.rms_norm_eps)
+        self.ln_2 = LayerNorm(D, eps)
         self.mlp = MLP(config, gelu)
 
-    def forward(self, x: Tensor, form: Padded) -> Tensor:
+    def forward(self, x, form):
         """(R, T, D) -> (R, T, D)"""
         x = x + self.attn(self.ln_1(x), form)
         return x + self.mlp(self.ln_2(x))
@@ -108,9 +112,10 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(D, 3 * D)
         self.c_proj = nn.Linear(D, D)
 
-    def forward(self, x: Tensor, form: Padded) -> Tensor:
+    def forward(self, x, form):
         R, T, D = x.shape
-        together = self.c_attn(x).view(R, T, -1, self.head_dim)  # (R, T, 3H, P)
+        together = self.c_attn(x)  # (R, T, 3D)
+        together = together.view(R, T, -1, self.head_dim)  # (R, T, 3H, P)
         q, k, v = together.transpose(1, 2).chunk(3, dim=1)  # (R, H, T, P) each
         mixed = form.attend(q, k, v)  # (R, H, T, P)
         mixed = mixed.transpose(1, 2).reshape(R, T, D)
@@ -127,6 +132,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(D, I)
         self.c_proj = nn.Linear(I, D)
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = F.gelu(self.c_fc(x), approximate=self.gelu)  # (R, T, I)
+    def forward(self, x):
+        hidden = self.c_fc(x)  # (R, T, I)
+        hidden = F.gelu(hidden, approximate=self.gelu)
         return self.c_proj(hidden)

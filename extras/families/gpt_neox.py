@@ -15,13 +15,17 @@ In use where config.json says "model_type": "gpt_neox". It costs less than Llama
 tests/extras/test_families.py shows that hidden states are those of transformers.
 """
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from extras.families.parts import LayerNorm, gelu_of, numbers_that_turn, rotate_first
-from model import Config, Padded, RewardModel, positive_number, rope_settings
+from model import Config, RewardModel, positive_number, rope_settings
 
 PREFIX = "gpt_neox."
-NAMES = {"embed_in": "embed_tokens", "layers": "layers", "final_layer_norm": "norm"}
+NAMES = {
+    "embed_in": "embed_tokens",
+    "layers": "layers",
+    "final_layer_norm": "norm",
+}
 
 
 # ---------------------------------------------------------------- config.json
@@ -30,7 +34,10 @@ NAMES = {"embed_in": "embed_tokens", "layers": "layers", "final_layer_norm": "no
 def like_llama(config_json: dict, where: str) -> dict:
     """The config in words that model.read_config knows."""
     gelu_of(config_json, "hidden_act", where)
-    theta = config_json.get("rotary_emb_base", config_json.get("rope_theta"))
+    eps = positive_number(config_json, "layer_norm_eps", where, (int, float))
+    theta = config_json.get("rotary_emb_base")
+    if theta is None:
+        theta = config_json.get("rope_theta")
     rope = {"rope_theta": theta} | rope_settings(config_json)
     rope.pop("partial_rotary_factor", None)
     return config_json | {
@@ -38,7 +45,7 @@ def like_llama(config_json: dict, where: str) -> dict:
         "hidden_act": None,
         "num_key_value_heads": config_json.get("num_attention_heads"),
         "head_dim": numbers_that_turn(config_json, "rotary_pct", where),
-        "rms_norm_eps": positive_number(config_json, "layer_norm_eps", where, (int, float)),
+        "rms_norm_eps": eps,
         "attention_bias": config_json.get("attention_bias", True),
         "partial_rotary_factor": None,
         "rope_scaling": None,
@@ -64,18 +71,20 @@ class Layer(nn.Module):
 
     def __init__(self, config: Config, parallel: bool, gelu: str):
         super().__init__()
+        D, eps = config.hidden_size, config.rms_norm_eps
         self.parallel = parallel
-        self.input_layernorm = LayerNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = LayerNorm(D, eps)
         self.attention = Attention(config)
-        self.post_attention_layernorm = LayerNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = LayerNorm(D, eps)
         self.mlp = MLP(config, gelu)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, form: Padded) -> Tensor:
-        attended = self.attention(self.input_layernorm(x), cos, sin, form)
-        if self.parallel:
-            return x + attended + self.mlp(self.post_attention_layernorm(x))
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(self, x, cos, sin, form):
+        normed = self.input_layernorm(x)
+        with_attention = x + self.attention(normed, cos, sin, form)
+        if not self.parallel:
+            x = with_attention
+        normed = self.post_attention_layernorm(x)
+        return with_attention + self.mlp(normed)
 
 
 class Attention(nn.Module):
@@ -88,12 +97,14 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(D, 3 * D, bias=config.qkv_bias)
         self.dense = nn.Linear(D, D, bias=config.o_bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, form: Padded) -> Tensor:
+    def forward(self, x, cos, sin, form):
         """x (R, T, D), rotary tables for the numbers that turn -> (R, T, D)"""
         R, T, D = x.shape
-        together = self.query_key_value(x).view(R, T, -1, 3 * self.head_dim)  # (R, T, H, 3P)
+        together = self.query_key_value(x)  # (R, T, 3D)
+        together = together.view(R, T, -1, 3 * self.head_dim)  # (R, T, H, 3P)
         q, k, v = together.transpose(1, 2).chunk(3, dim=-1)  # (R, H, T, P) each
-        q, k = rotate_first(q, cos, sin), rotate_first(k, cos, sin)
+        q = rotate_first(q, cos, sin)
+        k = rotate_first(k, cos, sin)
         mixed = form.attend(q, k, v)  # (R, H, T, P)
         mixed = mixed.transpose(1, 2).reshape(R, T, D)
         return self.dense(mixed)
@@ -109,6 +120,7 @@ class MLP(nn.Module):
         self.dense_h_to_4h = nn.Linear(D, I)
         self.dense_4h_to_h = nn.Linear(I, D)
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = F.gelu(self.dense_h_to_4h(x), approximate=self.gelu)  # (R, T, I)
+    def forward(self, x):
+        hidden = self.dense_h_to_4h(x)  # (R, T, I)
+        hidden = F.gelu(hidden, approximate=self.gelu)
         return self.dense_4h_to_h(hidden)

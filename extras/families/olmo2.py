@@ -10,21 +10,24 @@ and keys are normed before they are split into heads: one norm over all heads to
 In use where config.json says "model_type": "olmo2". It costs what Llama costs.
 tests/extras/test_families.py shows that hidden states are those of transformers.
 """
-from torch import Tensor, nn
+from torch import nn
 
-from model import MLP, Attention, Config, Padded, RewardModel, RMSNorm
+from model import MLP, Attention, Config, RewardModel, RMSNorm
 
 
 def like_llama(config_json: dict, where: str) -> dict:
     """The config in words that model.read_config knows."""
-    return config_json | {"model_type": "llama", "mlp_bias": False}
+    return config_json | {
+        "model_type": "llama",
+        "mlp_bias": False,
+    }
 
 
 def change(model: RewardModel, config_json: dict, where: str) -> None:
     """Take the place of Llama's layers."""
-    layers = model.model.layers
-    for index in range(len(layers)):
-        layers[index] = Layer(model.config)
+    config = model.config
+    for index in range(config.num_hidden_layers):
+        model.model.layers[index] = Layer(config)
 
 
 class Layer(nn.Module):
@@ -33,22 +36,25 @@ class Layer(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         D, eps = config.hidden_size, config.rms_norm_eps
-        self.self_attn = Attention(config)
-        queries, keys = self.self_attn.q_proj.out_features, self.self_attn.k_proj.out_features
-        self.self_attn.q_norm = NormOfAllHeads(queries, eps)
-        self.self_attn.k_norm = NormOfAllHeads(keys, eps)
+        attention = Attention(config)
+        attention.q_norm = NormOfAllHeads(attention.q_proj.out_features, eps)
+        attention.k_norm = NormOfAllHeads(attention.k_proj.out_features, eps)
+        self.self_attn = attention
         self.post_attention_layernorm = RMSNorm(D, eps)
         self.mlp = MLP(config)
         self.post_feedforward_layernorm = RMSNorm(D, eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, form: Padded) -> Tensor:
-        x = x + self.post_attention_layernorm(self.self_attn(x, cos, sin, form))
-        return x + self.post_feedforward_layernorm(self.mlp(x))
+    def forward(self, x, cos, sin, form):
+        attended = self.self_attn(x, cos, sin, form)
+        x = x + self.post_attention_layernorm(attended)
+        added = self.mlp(x)
+        return x + self.post_feedforward_layernorm(added)
 
 
 class NormOfAllHeads(RMSNorm):
     """One RMSNorm over H · P numbers.  (R, T, H, P) -> (R, T, H, P)"""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         together = x.flatten(2)  # (R, T, H · P)
-        return super().forward(together).view_as(x)
+        normed = super().forward(together)
+        return normed.view_as(x)

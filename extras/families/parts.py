@@ -17,7 +17,7 @@ tests/extras/test_families.py compares the models that have these parts.
 """
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from model import CheckpointError, positive_number, rope_settings, rotate
 
@@ -25,15 +25,21 @@ from model import CheckpointError, positive_number, rope_settings, rotate
 class LayerNorm(nn.LayerNorm):
     """(x − mean) / std · weight + bias, in float32.  (..., D) -> (..., D)"""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         # Weights that are not trained may be of another type than x (extras/lora.py).
-        weight, bias = self.weight.float(), self.bias.float()
-        normed = F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)
+        weight = self.weight.float()
+        bias = self.bias.float()
+        normed = F.layer_norm(x.float(), weight.shape, weight, bias, self.eps)
         return normed.to(x.dtype)
 
 
 # Name in config.json -> how F.gelu computes it.
-GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
+GELU = {
+    "gelu": "none",
+    "gelu_new": "tanh",
+    "gelu_fast": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+}
 
 
 def gelu_of(config_json: dict, key: str, where: str) -> str:
@@ -55,16 +61,17 @@ def numbers_that_turn(config_json: dict, key: str, where: str) -> int:
     heads = positive_number(config_json, "num_attention_heads", where)
     if D % heads:
         raise CheckpointError(f"{where}: hidden_size {D} is not a multiple of {heads} heads")
-    part = rope_settings(config_json).get("partial_rotary_factor")
-    if part is None:
-        part = config_json.get(key)
-    part = positive_number({key: part}, key, where, (int, float))
+    part = config_json.get(key)
+    newer = rope_settings(config_json).get("partial_rotary_factor")
+    if newer is not None:
+        part = newer
+    positive_number({key: part}, key, where, (int, float))
     if part > 1:
         raise CheckpointError(f"{where}: {key} is {part}, more than the whole")
     return int(D // heads * part)
 
 
-def rotate_first(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate_first(x, cos, sin):
     """Rotate as many numbers as cos has; the others stay.  (R, H, T, P) -> (R, H, T, P)"""
     turns = cos.shape[-1]
     turned = rotate(x[..., :turns], cos, sin)
@@ -74,5 +81,6 @@ def rotate_first(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def only(config_json: dict, where: str, **computed) -> None:
     """Raises: CheckpointError where a key has another value than the one that is computed."""
     for key, value in computed.items():
-        if config_json.get(key) not in (None, value):
-            raise CheckpointError(f"{where}: {key} {config_json[key]!r} is not computed here")
+        given = config_json.get(key)
+        if given is not None and given != value:
+            raise CheckpointError(f"{where}: {key} {given!r} is not computed here")

@@ -22,10 +22,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from extras.families.parts import numbers_that_turn, only, rotate_first
-from model import ROPE_RULES, CheckpointError, Config, Padded, RewardModel, default_frequencies
+from model import ROPE_RULES, CheckpointError, Config, RewardModel, default_frequencies
 from model import positive_number, rope_settings, rope_type
 
 LONGROPE = ("longrope", "su")  # two names of one rule
@@ -37,10 +37,10 @@ LONGROPE = ("longrope", "su")  # two names of one rule
 def like_llama(config_json: dict, where: str) -> dict:
     """The config in words that model.read_config knows."""
     only(config_json, where, attention_bias=False, mlp_bias=False, head_dim=None)
-    whole = {"partial_rotary_factor": 1.0}
+    part = {"partial_rotary_factor": 1.0} | config_json
     words = {
         "model_type": "mistral",
-        "head_dim": numbers_that_turn(whole | config_json, "partial_rotary_factor", where),
+        "head_dim": numbers_that_turn(part, "partial_rotary_factor", where),
         "partial_rotary_factor": None,
         "rope_scaling": None,
         "rope_parameters": {"rope_theta": read_theta(config_json)},
@@ -48,7 +48,8 @@ def like_llama(config_json: dict, where: str) -> dict:
     kind = rope_type(config_json)
     if kind in LONGROPE:
         longest = positive_number(config_json, "max_position_embeddings", where)
-        words["max_position_embeddings"] = min(longest, length_of_first_list(config_json, where))
+        L = length_of_first_list(config_json, where)
+        words["max_position_embeddings"] = min(longest, L)
     elif kind != "default":
         raise CheckpointError(f"{where}: rope type {kind!r} is not computed here")
     return config_json | words
@@ -56,13 +57,14 @@ def like_llama(config_json: dict, where: str) -> dict:
 
 def read_theta(config_json: dict):
     """rope_theta, where old and where new versions of transformers write it."""
-    return rope_settings(config_json).get("rope_theta", config_json.get("rope_theta"))
+    older = config_json.get("rope_theta")
+    return rope_settings(config_json).get("rope_theta", older)
 
 
 def length_of_first_list(config_json: dict, where: str) -> int:
     """L: texts of up to so many tokens turn by short_factor."""
-    key = "original_max_position_embeddings"
-    return positive_number(config_json | rope_settings(config_json), key, where)
+    everywhere = config_json | rope_settings(config_json)
+    return positive_number(everywhere, "original_max_position_embeddings", where)
 
 
 def longrope(config_json: dict, pairs: int, where: str) -> dict:
@@ -72,7 +74,8 @@ def longrope(config_json: dict, pairs: int, where: str) -> dict:
     if not isinstance(slower, list) or len(slower) != pairs:
         raise CheckpointError(f"{where}: short_factor is not a list of {pairs} numbers")
     for number in slower:
-        positive_number({"short_factor": number}, "short_factor", where, (int, float))
+        one = {"short_factor": number}
+        positive_number(one, "short_factor", where, (int, float))
     only(given, where, factor=None, attention_factor=None)
     L = length_of_first_list(config_json, where)
     s = config_json["max_position_embeddings"] / L
@@ -85,7 +88,7 @@ def longrope(config_json: dict, pairs: int, where: str) -> dict:
     }
 
 
-def longrope_frequencies(config: Config) -> tuple[Tensor, float]:
+def longrope_frequencies(config: Config) -> tuple:
     """f_i / s_i.  Returns: (P/2,), and the scale a."""
     frequencies, _ = default_frequencies(config)  # (P/2,)
     slower = torch.tensor(config.rope["short_factor"])  # (P/2,)
@@ -111,18 +114,23 @@ class FusedAttention(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        D, H, G = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+        D = config.hidden_size
+        H = config.num_attention_heads
+        G = config.num_key_value_heads
         self.head_dim = D // H
         self.heads = [H, G, G]
-        self.qkv_proj = nn.Linear(D, (H + G + G) * self.head_dim, bias=False)
+        width = sum(self.heads) * self.head_dim
+        self.qkv_proj = nn.Linear(D, width, bias=False)
         self.o_proj = nn.Linear(D, D, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, form: Padded) -> Tensor:
+    def forward(self, x, cos, sin, form):
         """x (R, T, D), rotary tables for the numbers that turn -> (R, T, D)"""
         R, T, D = x.shape
-        together = self.qkv_proj(x).view(R, T, -1, self.head_dim)  # (R, T, H + 2G, P)
+        together = self.qkv_proj(x)
+        together = together.view(R, T, -1, self.head_dim)  # (R, T, H + 2G, P)
         q, k, v = together.transpose(1, 2).split(self.heads, dim=1)  # (R, H or G, T, P)
-        q, k = rotate_first(q, cos, sin), rotate_first(k, cos, sin)
+        q = rotate_first(q, cos, sin)
+        k = rotate_first(k, cos, sin)
         mixed = form.attend(q, k, v)  # (R, H, T, P)
         mixed = mixed.transpose(1, 2).reshape(R, T, D)
         return self.o_proj(mixed)
@@ -137,6 +145,6 @@ class FusedMLP(nn.Module):
         self.gate_up_proj = nn.Linear(D, 2 * I, bias=False)
         self.down_proj = nn.Linear(I, D, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)  # (R, T, I) each
         return self.down_proj(F.silu(gate) * up)

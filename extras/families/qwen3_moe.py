@@ -15,9 +15,10 @@ In use where config.json says "model_type": "qwen3_moe".
 tests/extras/test_families.py shows that hidden states are those of transformers.
 """
 import dataclasses
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model import MLP, CheckpointError, Config, RewardModel, positive_number
 
@@ -29,22 +30,38 @@ def like_llama(config_json: dict, where: str) -> dict:
 
 def change(model: RewardModel, config_json: dict, where: str) -> None:
     """Take the place of the MLP, in most layers or in all."""
-    # transformers 5 writes num_local_experts.
-    experts = positive_number(
-        {"num_experts": config_json.get("num_local_experts")} | config_json, "num_experts", where
+    defaults = {
+        "num_experts": config_json.get("num_local_experts"),  # its name in transformers 5
+        "decoder_sparse_step": 1,
+    }
+    given = defaults | config_json
+    sizes = Sizes(
+        experts=positive_number(given, "num_experts", where),
+        used=positive_number(given, "num_experts_per_tok", where),
+        width=positive_number(given, "moe_intermediate_size", where),
+        normed=given.get("norm_topk_prob"),
     )
-    used = positive_number(config_json, "num_experts_per_tok", where)
-    width = positive_number(config_json, "moe_intermediate_size", where)
-    step = positive_number({"decoder_sparse_step": 1} | config_json, "decoder_sparse_step", where)
-    normed = config_json.get("norm_topk_prob")
-    if not isinstance(normed, bool):
+    if not isinstance(sizes.normed, bool):
         raise CheckpointError(f"{where}: no norm_topk_prob; refusing to guess")
-    if used > experts:
-        raise CheckpointError(f"{where}: num_experts_per_tok {used} of only {experts} experts")
+    if sizes.used > sizes.experts:
+        raise CheckpointError(
+            f"{where}: num_experts_per_tok {sizes.used} of only {sizes.experts} experts"
+        )
+    step = positive_number(given, "decoder_sparse_step", where)
     dense = config_json.get("mlp_only_layers") or []
     for index, layer in enumerate(model.model.layers):
-        if index not in dense and (index + 1) % step == 0:
-            layer.mlp = Experts(model.config, experts, used, width, normed)
+        is_dense = index in dense or (index + 1) % step
+        if not is_dense:
+            layer.mlp = Experts(model.config, sizes)
+
+
+class Sizes(NamedTuple):
+    """What only this family's config says."""
+
+    experts: int
+    used: int  # of them, by a token
+    width: int  # intermediate_size of an expert
+    normed: bool  # do the probabilities of those that are used add up to 1?
 
 
 class Experts(nn.Module):
@@ -53,18 +70,19 @@ class Experts(nn.Module):
     Shapes: E experts   K of them are used by a token   M tokens that use one expert
     """
 
-    def __init__(self, config: Config, experts: int, used: int, width: int, normed: bool):
+    def __init__(self, config: Config, sizes: Sizes):
         super().__init__()
-        narrow = dataclasses.replace(config, intermediate_size=width)
-        self.gate = nn.Linear(config.hidden_size, experts, bias=False)
+        self.used = sizes.used
+        self.normed = sizes.normed
+        self.gate = nn.Linear(config.hidden_size, sizes.experts, bias=False)
         self.experts = nn.ModuleList()
-        for _ in range(experts):
+        narrow = dataclasses.replace(config, intermediate_size=sizes.width)
+        for _ in range(sizes.experts):
             self.experts.append(MLP(narrow))
-        self.used = used
-        self.normed = normed
 
-    def forward(self, x: Tensor) -> Tensor:
-        probabilities = self.gate(x).softmax(-1, dtype=torch.float32)  # (R, T, E)
+    def forward(self, x):
+        logits = self.gate(x)  # (R, T, E)
+        probabilities = logits.softmax(-1, dtype=torch.float32)
         best, chosen = probabilities.topk(self.used)  # (R, T, K) each
         if self.normed:
             best = best / best.sum(-1, keepdim=True)
@@ -74,7 +92,9 @@ class Experts(nn.Module):
         for index, expert in enumerate(self.experts):
             # An expert that no token uses is called too, with no rows: in every process all
             # weights then have a gradient, some of them 0, and the sums over processes fit.
-            row, token = (chosen == index).any(-1).nonzero(as_tuple=True)  # (M,) each
-            added = expert(x[row, token]) * weights[row, token, index, None]  # (M, D)
-            total = total.index_put((row, token), added.to(x.dtype), accumulate=True)
+            uses = (chosen == index).any(-1)  # (R, T)
+            weight = weights[..., index][uses]  # (M,)
+            added = expert(x[uses]) * weight[:, None]  # (M, D)
+            at = uses.nonzero(as_tuple=True)  # row and token
+            total = total.index_put(at, added.to(x.dtype), accumulate=True)
         return total

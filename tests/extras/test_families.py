@@ -105,19 +105,19 @@ def norms_per_head(model):
 
 
 def no_window(model):
-    model.model.settings.window = 64
+    model.model.rules = model.model.rules._replace(window=64)
 
 
 def no_cap(model):
-    model.model.settings.cap = None
+    model.model.rules = model.model.rules._replace(cap=None)
 
 
 def scale_of_llama(model):
-    model.model.settings.scalar = model.config.head_dim
+    model.model.rules = model.model.rules._replace(scalar=model.config.head_dim)
 
 
 def one_rope(model):
-    model.model.settings.config_near = model.config
+    model.model.near = model.config
 
 
 def weights_without_1(model):
