@@ -2,17 +2,17 @@
 
 model.py computes Llama, Mistral, Qwen2 and Qwen3. Other decoders differ from Llama in a few parts:
 
-              norms                      positions         attention            MLP
-    smollm3   Llama's                    in 3 of 4 layers  Llama's              Llama's
-    olmo2     after, not before          Llama's           q, k normed          Llama's
-    phi3      Llama's                    Llama's           one matrix; window   one matrix
-    gemma2    before and after, 1 + w    Llama's           windows, soft cap    GELU gate
-    gemma3    before and after, 1 + w    two bases         windows; q, k normed GELU gate
-    gpt_neox  LayerNorm                  a quarter turns   one matrix           beside attention
-    gpt2      LayerNorm                  an embedding      one matrix           no gate
-    qwen3_moe Llama's                    Llama's           Qwen3's              8 of 128, by token
+                   norms               positions          attention             MLP
+    smollm3        —                   in 3 of 4 layers   —                     —
+    olmo2          after, not before   —                  q, k normed           —
+    phi3           —                   —                  one matrix            one matrix
+    gemma2         before and after    —                  windows, a soft cap   GELU
+    gemma3_text    before and after    two bases          windows; q, k normed  GELU
+    gpt_neox       LayerNorm           a quarter turns    one matrix, biases    GELU, no gate
+    gpt2           LayerNorm           an embedding       one matrix, biases    GELU, no gate
+    qwen3_moe      —                   —                  q, k normed           8 of 128 MLPs
 
-A family is one line of MORE_FAMILIES: what transformers calls it, and the module with two functions.
+A family is one line of MORE_FAMILIES: what transformers calls it, and a file with two functions.
 
     like_llama(config_json, where)      the config in words that model.read_config knows. What is
                                         not computed is refused by its key.
@@ -47,7 +47,7 @@ class Family(NamedTuple):
     """One line of the table."""
 
     class_name: str  # what transformers calls it: the SmolLM3 of SmolLM3ForCausalLM
-    file: ModuleType
+    file: ModuleType  # it has like_llama and change
 
 
 MORE_FAMILIES = {
