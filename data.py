@@ -25,7 +25,9 @@ import hashlib
 import itertools
 import json
 import math
-import os
+import math
+import re
+import string
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -119,7 +121,8 @@ def is_native(row):
     first = first_of(row["prompt"])
     if isinstance(first, str):
         return not is_transcript(first)
-    return not isinstance(first, dict) or "role" in first  # ShareGPT says "from" instead
+    # ShareGPT says "from" for the role, and "human" for the user.
+    return not isinstance(first, dict) or first.get("role") in ("system", "user", "assistant")
 
 
 def is_dialogue(response):
@@ -132,8 +135,12 @@ def is_dialogue(response):
 
 
 def is_transcript(text):
-    """Whether a text has several turns in it, as Anthropic's and HelpSteer2's have."""
-    return text.lstrip().startswith("Human:") or "<extra_id_1>" in text
+    """Whether a text has several turns in it: Anthropic's, HelpSteer2's, or messages as JSON."""
+    return text.lstrip().startswith(("Human:", "[{")) or MARKS.search(text) is not None
+
+
+# How transcripts mark who speaks. In a text that is one turn they are worth a note.
+MARKS = re.compile(r"<extra_id_\d>|\n\n(Human|Assistant):|### (Human|Assistant|User):")
 
 
 def first_of(value):
@@ -143,7 +150,12 @@ def first_of(value):
 
 def responses_of(row, where):
     """The responses of a native row by field, and their scores: higher is better."""
-    if "chosen" in row or not row.keys() & {"response", "responses"}:
+    kinds = [field for field in ("chosen", "response", "responses") if field in row]
+    if len(kinds) > 1:
+        raise DataError(f"{where}: both {kinds[0]!r} and {kinds[1]!r}: which of them counts?")
+    if "responses" not in row and (row.get("scores") or row.get("ranks")):
+        raise DataError(f"{where}: 'scores' or 'ranks' without 'responses'")
+    if not row.keys() & {"response", "responses"}:
         for field in ("chosen", "rejected"):
             if field not in row:
                 raise DataError(f"{where}: no field {field!r} (found: {', '.join(row)})")
@@ -178,6 +190,8 @@ def gold_of(row, where):
 
 def scores_of(row, count, where):
     """The numbers that order the responses, or none."""
+    if row.get("scores") is not None and row.get("ranks") is not None:
+        raise DataError(f"{where}: both 'scores' and 'ranks': which of them counts?")
     for field, sign in (("scores", 1), ("ranks", -1)):  # rank 1 is the best
         numbers = row.get(field)
         if numbers is None:
@@ -205,7 +219,8 @@ def to_messages(value, role, where, field):
         try:
             json.dumps(ordered, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise DataError(f"{where}: field {field!r} holds half of a surrogate pair") from None
+            problem = "half of a surrogate pair, or a byte that is not UTF-8"
+            raise DataError(f"{where}: field {field!r} holds {problem}") from None
         messages.append(ordered)
     return messages
 
@@ -220,6 +235,8 @@ def content_of(message, where, field):
     for part in parts:
         part = part if isinstance(part, dict) else {}
         text, kind = part.get("text"), part.get("type")
+        if part.get("image") or part.get("image_url"):
+            kind = "image"
         if kind != "text" and isinstance(kind, str):
             raise DataError(f"{where}: field {field!r} has a part {kind!r}; only text is read here")
         if not isinstance(text, str):
@@ -233,7 +250,9 @@ def to_number(value, where, field):
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not abs(value) < 1e30:  # NaN is not below 1e30 either
         shown = repr(str(value)[:30])
-        raise DataError(f"{where}: field {field!r} is {shown}, not a number that float32 holds")
+        more = " (it is text)" if isinstance(value, str) else ""
+        problem = f"is {shown}, not a number that float32 holds{more}"
+        raise DataError(f"{where}: field {field!r} {problem}")
     return float(value)
 
 
@@ -247,11 +266,11 @@ def read_rows(paths, skip_bad_rows=False, audit=None, layout=None):
         for where, raw in grouped(json_rows(path), skip_bad_rows, audit):
             try:
                 yield parse_row(raw, where, layout)
-            except DataError:
+            except DataError as e:
                 if not skip_bad_rows:
                     raise
                 if audit:
-                    audit.left_out["malformed"] += 1
+                    audit.leave_out(e)
 
 
 def grouped(rows, skip_bad_rows, audit):
@@ -278,24 +297,46 @@ def layout_options(args):
 
 def json_rows(path):
     """("file:line", object) of each line of a .jsonl or .jsonl.gz file.  Raises: DataError."""
-    if not str(path).endswith((".jsonl", ".jsonl.gz")) or str(path).startswith("hub:"):
-        from extras import sources  # folders, .json arrays, files on the hub
+    name = str(path)
+    if name.lower().endswith((".jsonl", ".jsonl.gz")) and not name.startswith("hub:"):
+        open_file = gzip.open if name.lower().endswith(".gz") else open
+        try:
+            with open_file(path, "rt", encoding="utf-8-sig", newline="\n") as lines:
+                start = []
+                for line in lines:
+                    start.append(line)
+                    if line.strip():
+                        break
+                first = "".join(start[-1:]).strip("\ufeff \t\n")
+                if first.startswith("{") and "\r" not in first.rstrip("\r"):
+                    yield from parse_lines(itertools.chain(start, lines), name)
+                    return
+        except (UnicodeDecodeError, gzip.BadGzipFile):
+            pass  # sources says what it is
+        except (OSError, EOFError, zlib.error) as e:
+            raise DataError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+    from extras import sources  # folders, tables, arrays, files on the hub, and what is no data
 
-        yield from sources.json_rows(str(path))
-        return
-    open_file = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with open_file(path, "rt", encoding="utf-8-sig", newline="\n") as lines:
-            rows = parse_lines(lines, str(path))
-            first = next(rows, None)
-            if first is None:
-                raise DataError(f"no rows in {path}")
-            yield first
-            yield from rows
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path}: not UTF-8 text ({e.reason})") from None
-    except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+    yield from sources.json_rows(name)
+
+
+def load_json(text):
+    """The value of a JSON text.  Raises: ValueError where a key is there twice, and at NaN."""
+    return json.loads(text, object_pairs_hook=each_key_once, parse_constant=refuse_constant)
+
+
+def each_key_once(pairs):
+    """The (key, value) of an object -> the object. Python's own reader keeps the last of two."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return value
+
+
+def refuse_constant(name):
+    raise ValueError(f"{name} is not JSON")
 
 
 def parse_lines(lines, name):
@@ -304,7 +345,7 @@ def parse_lines(lines, name):
         if not line.strip():
             continue
         try:
-            value = json.loads(line.removeprefix("\ufeff"))
+            value = load_json(line.removeprefix("\ufeff"))
         except (ValueError, RecursionError) as e:
             advice = ""
             if line.rstrip().endswith(("{", "[", ",")):
@@ -364,6 +405,9 @@ def is_plain(messages):
     return all(message.keys() == {"role", "content"} for message in messages)
 
 
+PROBE = "aB é 日本 🙂"  # what a tokenizer that keeps everything keeps
+
+
 def turn_text(message):
     """One turn: "User: …". CHAT_TEMPLATE says the same to other tools: change both."""
     return f"{message['role'].capitalize()}: {message['content']}"
@@ -382,20 +426,26 @@ class Tokenizer:
     rendering = "without a chat template, as 'User: …'"  # for the log
 
     def __init__(self, backend, config, where="tokenizer"):
+        if config.get("split_special_tokens"):
+            raise DataError(f"{where}: split_special_tokens is true, so no token ends a text")
         # Some tokenizer.json have padding and truncation baked in, which would cut texts silently.
+        if backend.padding:
+            config = {"pad_token": backend.padding["pad_token"]} | config
         backend.no_padding()
         backend.no_truncation()
         self.backend, self.config, self.where = backend, config, where
-        self.names = special_tokens(backend, config)
-        # Some hold "</s>" as ordinary text, which would come apart into "<", "/", …
-        backend.add_special_tokens(list(self.names.values()))
         add_missing_tokens(backend, config)
+        self.names = names_of_tokens(config)
+        special = [t.content for t in backend.get_added_tokens_decoder().values() if t.special]
+        self.special = re.compile("|".join(map(re.escape, special)) or "(?!)")  # never
         self.bos = self.find_bos()
         self.end_token = self.find_end_token()
         self.end_id = backend.token_to_id(self.end_token)
         if self.encode(["x"])[0][-1] != self.end_id:
             raise DataError(f"{where}: {self.end_token!r} does not come out as one token")
         self.pad_id = self.find_pad_id()
+        self.is_lossless = False
+        self.is_lossless = self.keeps(PROBE, self.encode([PROBE])[0])
         self.max_length = int(config.get("model_max_length") or 2**31)
         if self.max_length <= 0:
             raise DataError(f"{where}: model_max_length is {self.max_length}")
@@ -425,7 +475,17 @@ class Tokenizer:
         prompt_text, texts = self.render_row(row)
         prompt, *sequences = self.encode([prompt_text, *texts])
         start = common_prefix([prompt[:-1], *sequences])  # without encode's end token
-        return sequences, start, self.changes(row, prompt_text, texts)
+        notes = self.changes(row, prompt_text, texts)
+        if not all(map(self.keeps, texts, sequences)):
+            notes.append("a text has characters that the tokenizer cannot write")
+        return sequences, start, notes
+
+    def keeps(self, text, ids):
+        """Whether the ids still have all characters of the text. Many tokenizers keep any text."""
+        if self.is_lossless:
+            return True
+        decoded = self.backend.decode(ids.tolist(), skip_special_tokens=False)
+        return {*text} <= {*decoded, *string.whitespace}
 
     def render_row(self, row):
         """The text of the prompt alone, and of the prompt with each response."""
@@ -495,7 +555,9 @@ class Tokenizer:
     def find_end_token(self):
         """The token that ends every text."""
         if "eos_token" not in self.names:
-            raise DataError(f"{self.where}: no eos_token, so no place to read the reward at")
+            named = self.config.get("eos_token")
+            cause = f"eos_token {named!r} is not in the vocabulary" if named else "no eos_token"
+            raise DataError(f"{self.where}: {cause}, so no place to read the reward at")
         return self.names["eos_token"]
 
     def find_pad_id(self):
@@ -517,21 +579,13 @@ class Tokenizer:
 
         chat_template: a file, or the name of one of several templates of the folder.
         """
-        folder, config = Path(folder), {}
+        folder = Path(folder)
+        if not (folder / "tokenizer.json").exists():
+            raise DataError(no_tokenizer(folder))
         try:
             backend = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
-            for name in ("special_tokens_map.json", "tokenizer_config.json"):
-                if (folder / name).exists():
-                    config |= json.loads((folder / name).read_text("utf-8"))
-            if (folder / "chat_template.jinja").exists():
-                config["chat_template"] = (folder / "chat_template.jinja").read_text("utf-8")
-            more = {}
-            for file in (folder / "additional_chat_templates").glob("*.jinja"):
-                more[file.stem] = file.read_text("utf-8")
-            config |= {"more_chat_templates": more, "chosen_template": chat_template}
-            if (folder / "config.json").exists():
-                model = json.loads((folder / "config.json").read_text("utf-8"))
-                config["vocab_size"] = model.get("vocab_size")
+            config = read_settings(folder) | {"chosen_template": chat_template}
+            split_as_the_class_does(backend, config)
             return open_tokenizer(backend, config, str(folder))
         except DataError:
             raise
@@ -566,9 +620,14 @@ class Tokenizer:
             "chat_template": self.chat_template(),
             "model_max_length": max_length,
             "padding_side": "right",
-            "pad_token": self.backend.id_to_token(self.pad_id),
         }
-        for of_this_program in ("vocab_size", "chosen_template", "more_chat_templates"):
+        # Flags such as lstrip are in tokenizer.json. transformers wants texts here.
+        config |= self.names | {"pad_token": self.backend.id_to_token(self.pad_id)}
+        more = list(map(content_of_token, more_tokens(config)))
+        if more:
+            config.pop("extra_special_tokens", None)
+            config["additional_special_tokens"] = more
+        for of_this_program in ("vocab_size", "model_type", "chosen_template"):
             config.pop(of_this_program, None)
         # Not backend.save: on a full disk it raises a bare Exception, not an OSError.
         (Path(folder) / "tokenizer.json").write_text(self.backend.to_str(pretty=True), "utf-8")
@@ -576,36 +635,134 @@ class Tokenizer:
         (Path(folder) / "tokenizer_config.json").write_text(text, "utf-8")
 
 
+def no_tokenizer(folder):
+    """Why a folder without a tokenizer.json cannot be used, and what to do."""
+    others = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "tekken.json")
+    found = [name for name in others if (folder / name).exists()]
+    if not found:
+        return f"{folder}: no tokenizer.json"
+    return (
+        f"{folder}: no tokenizer.json, only {', '.join(found)}; write one with transformers: "
+        "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+    )
+
+
+def read_settings(folder):
+    """What a folder says about its tokenizer. Where files differ, transformers' rules hold."""
+    config = read_object(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:  # the two files that were there before it
+        config |= read_object(folder / "special_tokens_map.json")
+        special = [*named_tokens(config).values(), *more_tokens(config)]
+        special = list(map(content_of_token, special))
+        decoder = {}
+        for content, token_id in read_object(folder / "added_tokens.json").items():
+            decoder[str(token_id)] = {"content": content, "special": content in special}
+        if decoder:
+            config["added_tokens_decoder"] = decoder
+    templates = {}
+    if (folder / "chat_template.jinja").exists():
+        templates["default"] = (folder / "chat_template.jinja").read_text("utf-8")
+    for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        templates[file.stem] = file.read_text("utf-8")
+    if templates:  # then those of tokenizer_config.json do not count
+        named = [{"name": name, "template": source} for name, source in templates.items()]
+        config["chat_template"] = named
+    model = read_object(folder / "config.json")
+    return config | {"vocab_size": model.get("vocab_size"), "model_type": model.get("model_type")}
+
+
+def read_object(path):
+    """A JSON object, or an empty one where there is no such file.  Raises: DataError."""
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as e:
+        raise DataError(f"{path}: not a JSON object ({e})") from None
+
+
+def split_as_the_class_does(backend, config):
+    """The rules by which two classes of tokenizers cut text into words.
+
+    transformers 5 takes only the vocabulary from the tokenizer.json of these classes. So a saved
+    folder names another class: one whose tokenizer.json holds the rules.
+    """
+    name = str(config.get("tokenizer_class")).removesuffix("Fast")
+    if name not in ("LlamaTokenizer", "GPT2Tokenizer"):
+        return
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if config["model_type"] in ("mistral", "qwen2"):  # their class is not asked for
+        return
+    prefix = config.get("add_prefix_space")
+    rules = tokenizers.pre_tokenizers
+    if name == "GPT2Tokenizer":
+        backend.normalizer = None
+        backend.pre_tokenizer = rules.ByteLevel(add_prefix_space=bool(prefix))
+    elif "ByteLevel" not in f"{backend.pre_tokenizer} {backend.decoder}":
+        prepend = "always" if config.get("legacy") else "first"
+        if prefix is False:
+            prepend = "never"
+        backend.normalizer = None
+        backend.pre_tokenizer = rules.Metaspace("▁", prepend_scheme=prepend, split=False)
+
+
 def add_missing_tokens(backend, config):
-    """Tokens that stand in tokenizer_config.json alone, in the order in which transformers adds."""
-    there = set(map(repr, backend.get_added_tokens_decoder().values()))
-    named = config.get("added_tokens_decoder") or {}
-    tokens = [tokenizers.AddedToken(**named[token_id]) for token_id in sorted(named, key=int)]
-    more = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
-    for token in more.values() if isinstance(more, dict) else more:
-        content = token["content"] if isinstance(token, dict) else token
-        if backend.token_to_id(content) is None:
-            tokens.append(tokenizers.AddedToken(content, special=True))
-    backend.add_tokens([token for token in tokens if repr(token) not in there])
+    """Tokens that tokenizer.json does not have, in the order in which transformers adds them.
+
+    Some tokenizer.json hold "</s>" as ordinary text, which would come apart into "<", "/", …
+    """
+    tokens = []
+    decoder = config.get("added_tokens_decoder") or {}
+    for token_id in sorted(decoder, key=int):
+        tokens.append(tokenizers.AddedToken(**decoder[token_id]))
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    known |= {token.content for token in tokens}
+    for token in [*named_tokens(config).values(), *more_tokens(config)]:
+        flags = {"special": True}
+        if isinstance(token, dict):
+            flags |= {name: flag for name, flag in token.items() if name != "__type"}
+        else:
+            flags["content"] = token
+        if flags["content"] not in known:
+            tokens.append(tokenizers.AddedToken(**flags))
+    backend.add_tokens(tokens)
 
 
-def special_tokens(backend, config):
-    """bos_token: "<s>" and so on: those that the settings name and the vocabulary has."""
-    names = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        value = config.get(name)
-        token = value["content"] if isinstance(value, dict) else value
-        if token and backend.token_to_id(token) is not None:
-            names[name] = token
-    return names
+def named_tokens(config):
+    """All tokens that have a name, such as bos_token: each a text, or a dict with its flags."""
+    more = config.get("extra_special_tokens")
+    more = more if isinstance(more, dict) else {}
+    standard = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+    others = [name for name in config if name.endswith("_token")]
+    named = {}
+    for name in [*standard, *others, *more]:
+        token = more.get(name) or config.get(name)
+        if isinstance(content_of_token(token), str) and token:
+            named[name] = token
+    return named
+
+
+def names_of_tokens(config):
+    """{"bos_token": "<s>", …}"""
+    return {name: content_of_token(token) for name, token in named_tokens(config).items()}
+
+
+def more_tokens(config):
+    """Special tokens without a name: each a text, or a dict with its flags."""
+    more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    return [] if isinstance(more, dict) else more
+
+
+def content_of_token(token):
+    """The text of a token that may be {"content": "<s>", "lstrip": false, …}."""
+    return token["content"] if isinstance(token, dict) and "content" in token else token
 
 
 def open_tokenizer(backend, config, where):
     """A Tokenizer; extras/chat_template.py's where the folder has a chat template of its own."""
     template = config.get("chat_template")
     ours = [CHAT_TEMPLATE.replace("BOS", bos) for bos in ("bos_token", "''")]
-    others = config.get("chosen_template") or config.get("more_chat_templates")
-    if not others and (not template or template in ours):
+    if not config.get("chosen_template") and (not template or template in ours):
         return Tokenizer(backend, config, where)
     from extras import chat_template
 
@@ -669,7 +826,7 @@ def examples_of(rows, tokenizer, max_length, audit, skip_bad_rows=False):
         except DataError as e:
             if not skip_bad_rows:
                 raise
-            audit.left_out[e.reason] += 1
+            audit.leave_out(e)
         else:
             audit.add(example)
             yield example
@@ -693,12 +850,10 @@ def check_order(example: Example):
 def tokenize(row: Row, tokenizer: Tokenizer, max_length: int) -> Example:
     """Row -> Example. Scoring and ranking need no more.  Raises: LeftOut."""
     for response in row.responses:
-        if not response or not response[-1]["content"].strip():
+        if not response or not (response[-1]["content"].strip() or is_call(response[-1])):
             raise LeftOut("empty response")
     sequences, start, changes = tokenizer.encode_row(row)
-    notes = row.notes + changes
-    if repeats_prompt(row):
-        notes.append("a response begins with its whole prompt")
+    notes = row.notes + changes + odd_texts(row, tokenizer)
     shorter, new_start = tokenizer.shorten(sequences, start, max_length)
     return Example(
         sequences=shorter,
@@ -711,6 +866,28 @@ def tokenize(row: Row, tokenizer: Tokenizer, max_length: int) -> Example:
         shortened=new_start < start,
         notes=notes,
     )
+
+
+def is_call(message):
+    """Whether the assistant calls a tool, or refuses, instead of saying something."""
+    return bool(message.get("tool_calls") or message.get("refusal"))
+
+
+def odd_texts(row, tokenizer):
+    """Notes on texts that are read as they are, and may not be what they seem."""
+    notes = []
+    if not row.prompt:
+        notes.append("there is no prompt")
+    if repeats_prompt(row):
+        notes.append("a response begins with its whole prompt")
+    texts = []
+    for messages in (row.prompt, *row.responses):
+        texts += [message["content"] for message in messages]
+    if any(map(tokenizer.special.search, texts)):
+        notes.append("a text holds special tokens, such as an end token, which are read as such")
+    if any(map(MARKS.search, texts)):
+        notes.append("a turn holds marks of several speakers, such as Human:, and is read as one")
+    return notes
 
 
 def repeats_prompt(row):
@@ -734,6 +911,12 @@ class Audit:
         self.lengths = collections.Counter()  # rows by the tokens of their longest sequence
         self.prompts, self.pairs = set(), set()  # hashes
         self.notes = collections.Counter()  # rows by what is unusual about them
+
+    def leave_out(self, error):
+        """Count a bad row. The first one of a kind is shown."""
+        if not self.left_out[error.reason]:
+            self.notes[f"{error.reason}, the first: {error}"] = 1
+        self.left_out[error.reason] += 1
 
     def add(self, example):
         """Count a row that is kept."""
@@ -793,7 +976,7 @@ def describe_audit(name, summary):
         f"{a['longer_wins']:.1%}",
         f"prompts are {a['prompt_share']:.0%} of all tokens; --pack computes each once",
     ]
-    return "\n  ".join(lines + note_lines(a["notes"]))
+    return "\n  ".join(lines + note_lines(a.get("notes", {})))
 
 
 UNREAD = "field that nobody read: "  # notes that begin so share one line

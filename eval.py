@@ -314,6 +314,10 @@ def describe(figures):
 # ---------------------------------------------------------------- texts -> rewards
 
 
+# Rows with one of these fields are rendered. Others may have a text that is rendered already.
+ANSWERED = {"prompt", "response", "responses", "chosen", "messages", "conversations"}
+
+
 class Scorer:
     """A model and all it takes to turn rows into rewards."""
 
@@ -336,7 +340,7 @@ class Scorer:
 
         Raises: DataError naming the row where it is malformed or too long.
         """
-        if "text" in raw or "input_ids" in raw:
+        if raw.keys() & {"text", "input_ids"} and not raw.keys() & ANSWERED:
             from extras import raw_texts
 
             return raw_texts.example(self, raw, where)
@@ -466,15 +470,15 @@ def command_score(args, scorer):
     """Rows in, the same rows out in the same order, each with its reward."""
     for scored in scored_rows(args, scorer, scorer.read_text):
         if scored.problem:
-            write_row(scored.row | {"reward": None, "reason": scored.problem})
+            write_row(scored.row, {"reward": None, "reason": scored.problem}, scorer)
             continue
-        row = scored.row | {"reward": float(scored.rewards[0])}
+        added = {"reward": float(scored.rewards[0])}
         if args.show_token:
             ids = scored.example.sequences[0]
             last = int(ids[-1])
             token = scorer.tokenizer.backend.id_to_token(last)
-            row["scored_token"] = {"position": len(ids) - 1, "id": last, "token": token}
-        write_row(row)
+            added["scored_token"] = {"position": len(ids) - 1, "id": last, "token": token}
+        write_row(scored.row, added, scorer)
 
 
 def command_rank(args, scorer):
@@ -482,18 +486,22 @@ def command_rank(args, scorer):
     for scored in scored_rows(args, scorer, scorer.read_candidates):
         row = scored.row
         if scored.problem:
-            write_row(row | {"rewards": None, "reason": scored.problem})
+            write_row(row, {"rewards": None, "reason": scored.problem}, scorer)
             continue
         order = np.argsort(-scored.rewards, kind="stable").tolist()  # ties keep their order
         candidates = row.get("responses") or list(map(plain, scored.example.row.responses))
         responses = [candidates[i] for i in order]
         rewards = scored.rewards[order].tolist()
+        for field in ("scores", "ranks"):  # they follow their responses
+            if isinstance(row.get(field), list) and len(row[field]) == len(order):
+                row[field] = [row[field][i] for i in order]
         if args.best:
             row.pop("responses", None)
-            row |= {"response": responses[0], "reward": rewards[0], "index": order[0]}
+            added = {"response": responses[0], "reward": rewards[0], "index": order[0]}
         else:
-            row |= {"responses": responses, "rewards": rewards, "order": order}
-        write_row(row)
+            row.pop("responses", None)
+            added = {"responses": responses, "rewards": rewards, "order": order}
+        write_row(row, added, scorer)
 
 
 def plain(response):
@@ -501,9 +509,11 @@ def plain(response):
     return response[0]["content"] if len(response) == 1 else response
 
 
-def write_row(row):
+def write_row(row, added, scorer):
     """A row on standard output, at once: the other end of a pipe may wait for it."""
-    print(json.dumps(row), flush=True)
+    for field in added.keys() & row.keys():
+        scorer.notes[f"its own field {field!r} was replaced"] += 1
+    print(json.dumps(row | added), flush=True)
 
 
 class Scored(NamedTuple):
@@ -611,7 +621,8 @@ def parse_options(argv):
         if name != "report":
             add("--input", metavar="FILE", help="rows (default: JSON lines on standard input)")
     add = adds["report"]
-    add("--data", required=True, nargs="+", metavar="FILE", help="pairs, in any layout of training")
+    add("--data", required=True, nargs="+", action="extend", metavar="FILE",
+        help="pairs, in any layout of training")
     add("--output", metavar="FILE", help="write every figure here as JSON")
     add("--details", **flag, help="by confidence, length and source; the worst mistakes")
     add("--by", nargs="+", metavar="FIELD", help="accuracy by the values of these fields")

@@ -19,6 +19,7 @@ Shapes: R rows of a batch   S sequences in a row: 1, unless rows are packed (ext
         N = R · S sequences in all   T tokens in a row   D hidden_size   I intermediate_size
         H query heads   G key/value heads, each for a group of query heads   P head_dim
 """
+import contextlib
 import dataclasses
 import json
 import math
@@ -270,6 +271,9 @@ class RewardModel(nn.Module):
         self.folder: Path | None = None  # where it was loaded from; its tokenizer is there too
         self.head_origin = "new"
         self.base = ""  # a hash of the files that frozen weights come from (extras/lora.py)
+        # Where a head is saved under other names, and what config.json says then (extras/heads.py).
+        self.saved_names: dict[str, str] = {}
+        self.saved_config: dict = {}
         self.model = Decoder(config)
         self.score = nn.Linear(config.hidden_size, 1)
 
@@ -333,8 +337,15 @@ class RewardModel(nn.Module):
             # copy=True: a file aligns its tensors to 8 bytes, memory to 64, and some kernels sum
             # in another order then. A resumed run would differ in the last bit.
             parameter.data = parameter.data.to(device, dtype, copy=True)
+            check_finite(parameter.data, self.folder)
 
-    def save_pretrained(self, folder: Path, pad_token_id: int, state: dict[str, Tensor]):
+    def save_pretrained(
+        self,
+        folder: Path,
+        pad_token_id: int | None,
+        state: dict[str, Tensor],
+        dtype: torch.dtype = torch.float32,
+    ):
         """Write config.json and safetensors, for us and for transformers.
 
         pad_token_id must not be a token that a text can end with: transformers finds the last
@@ -342,7 +353,7 @@ class RewardModel(nn.Module):
         have to ask for it (extras/sharding.py), and one of them writes.
         """
         family = CLASS_NAMES[self.config.model_type]
-        config_json = self.config.config_json | {
+        config_json = with_both_ropes(self.config.config_json) | {
             "architectures": [family + "ForSequenceClassification"],
             # Without one label transformers makes a head of two. Without "regression" its
             # pipeline applies a sigmoid.
@@ -351,17 +362,18 @@ class RewardModel(nn.Module):
             "label2id": {"reward": 0},
             "problem_type": "regression",
             "pad_token_id": pad_token_id,
-            "dtype": "float32",
+            "dtype": str(dtype).removeprefix("torch."),
         }
+        config_json |= self.saved_config
         config_json.pop("torch_dtype", None)  # the old name of dtype
         text = json.dumps(config_json, indent=2) + "\n"
         (Path(folder) / "config.json").write_text(text, encoding="utf-8")
         tensors = {}
         for name, tensor in state.items():
-            tensors[name] = tensor.float().cpu().contiguous()
+            tensors[self.saved_names.get(name, name)] = tensor.to("cpu", dtype).contiguous()
         # transformers has no bias on this head. A bias of 0 is left out (it is trained only under
         # the centering penalty). Another one is kept, and in transformers every reward misses it.
-        if not tensors["score.bias"].any():
+        if "score.bias" in tensors and not tensors["score.bias"].any():
             del tensors["score.bias"]
         save_torch_state_dict(tensors, folder, max_shard_size=SHARD_BYTES)
 
@@ -379,22 +391,30 @@ def open_model(name: str | Path, fresh_head: bool = False) -> RewardModel:
     Raises: CheckpointError on anything missing, unexpected, of a wrong shape, or not supported.
     """
     folder = Path(name)
-    if not folder.is_dir():  # a name on the Hugging Face hub, or a typing error
+    if not folder.exists():  # a name on the Hugging Face hub, or a typing error
         from extras import hub
 
         folder = hub.model_folder(str(name))
-    model = empty_model(folder)
-    state = read_tensors(folder)
-    if state.keys() - model.state_dict().keys():  # other projects give the head other names
-        from extras import checkpoint_formats
+    try:
+        model = empty_model(folder)
+        model.init_head()  # what the folder does not have stays: a new head, or a bias of 0
+        state = read_tensors(folder)
+        if state.keys() - model.state_dict().keys():  # other projects have other names
+            from extras import checkpoint_formats
 
-        state = checkpoint_formats.translate(state, model.config.config_json, folder)
-    model.init_head()  # what the folder does not have stays: a new head, or a bias of 0
-    load(model, state, folder)
-    if "score.weight" in state:
-        model.head_origin = "kept"
-    elif not fresh_head:
-        raise CheckpointError(f"{folder}: a language model without a reward head (score.weight)")
+            state = checkpoint_formats.translate(state, model, folder)
+        load(model, state, folder)
+        if "score.weight" in state or "score.0.weight" in state:
+            model.head_origin = "kept"
+        elif not fresh_head or (folder / "value_head.bin").exists():
+            reason = "a language model without a reward head (score.weight)"
+            raise CheckpointError(f"{folder}: {reason}")
+    except CheckpointError as e:
+        with contextlib.suppress(ImportError):  # without extras/ the error itself is all
+            from extras import foreign_folders
+
+            raise CheckpointError(foreign_folders.explain(folder, e)) from None
+        raise
     model.score.float()  # the head computes in float32, whatever the type of its file
     model.folder = folder
     return model
@@ -424,12 +444,17 @@ def load(model: RewardModel, state: dict[str, Tensor], folder: Path):
         missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as e:  # it names every tensor of a wrong shape, on a line of its own
         raise CheckpointError(f"{folder}: {' '.join(str(e).split())}") from None
-    problems = [f"missing: {name}" for name in missing if not name.startswith("score.")]
-    problems += [f"not expected: {name}" for name in unexpected]
+    missing = [f"missing: {name}" for name in missing if not name.startswith("score.")]
+    unexpected = [f"not expected: {name}" for name in unexpected]
+    problems = missing + unexpected
     if problems:
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        shown = "; ".join(problems[:4])
-        raise CheckpointError(f"{folder}: tensors do not fit config.json: {shown}{more}")
+        shown = missing[:2] + unexpected[:2]
+        more = len(problems) - len(shown)
+        text = "; ".join(shown) + (f" and {more} more" if more else "")
+        raise CheckpointError(f"{folder}: tensors do not fit config.json: {text}")
+
+
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 # Not ours to compute: the language-model head, and in some old checkpoints tables: frequencies of
@@ -449,7 +474,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         for name, tensor in tensors.items():
             if name.endswith(LEFT_OUT):
                 continue
-            if not tensor.is_floating_point():
+            if tensor.dtype not in WEIGHT_DTYPES:
                 raise CheckpointError(f"{file}: {name} is {tensor.dtype}: quantised weights?")
             state[name] = tensor
     return state
@@ -473,6 +498,18 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / "value_head.safetensors").exists():  # LLaMA-Factory keeps the head there
         names.append("value_head.safetensors")
     return [folder / name for name in names]
+
+
+def check_finite(weight: Tensor, folder: Path | None):
+    """Raises: CheckpointError naming the file and the tensor that hold NaN or infinity."""
+    # NaN and infinity stay in a sum, and a sum is fast. isfinite() takes five times as long as the
+    # copy before it. It decides where finite numbers have a sum that is too large for float32.
+    if folder is None or weight.sum(dtype=torch.float32).isfinite() or weight.isfinite().all():
+        return
+    for file in weight_files(folder):
+        for name, tensor in load_file(file).items():
+            if not tensor.isfinite().all():
+                raise CheckpointError(f"{file}: {name} holds NaN or infinity, not finite numbers")
 
 
 # ---------------------------------------------------------------- config.json
@@ -594,6 +631,19 @@ def rope_settings(config_json: dict) -> dict:
     if not isinstance(rope, dict):
         raise CheckpointError(f"config.json: rope_scaling is {rope!r}, not an object")
     return rope
+
+
+def with_both_ropes(config_json: dict) -> dict:
+    """The config with its rope rule in both layouts: transformers 4 does not read the new one.
+
+    It would take its default rule instead, and give other rewards without a word.
+    """
+    rope = dict(config_json.get("rope_parameters") or {})
+    if "rope_theta" not in rope:
+        return config_json
+    theta = rope.pop("rope_theta")
+    scaling = rope if rope.get("rope_type", "default") != "default" else None
+    return config_json | {"rope_theta": theta, "rope_scaling": scaling}
 
 
 def positive_number(source: dict, key: str, where: str, kind=int):

@@ -83,7 +83,7 @@ def run(args):
     say(f"model: {count:,} trained parameters, vocabulary {model.config.vocab_size:,}, value "
         f"head {model.head_origin}\n{first_pair(examples, tokenizer)}")
     steps = train(args, model, tokenizer, examples)
-    save_model(output, model, tokenizer, max_length)
+    save_model(output, model, tokenizer, max_length, args.save_dtype)
 
     # 3. Report on the model that was saved.
     model = final_report(args, output, tokenizer, examples, steps)
@@ -92,8 +92,12 @@ def run(args):
 
         say(toy_world.summary(lambda rows: score(model, rows, tokenizer)))
     held_out = args.eval_data[0] if args.eval_data else examples.folder.parent / "held_out.jsonl"
+    names = ""
+    for field, name in layout_options(args).items():
+        if field != "margin_from_scores":
+            names += f" --{field}-field {name!r}"
     say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
-        f"  python eval.py report {output} --data {held_out}")
+        f"  python eval.py report {output} --data {held_out}{names}")
 
 
 def first_pair(examples, tokenizer):
@@ -127,6 +131,10 @@ def final_report(args, output, tokenizer, examples, steps):
     if process_number() == 0:
         with replacing(output / "report.json") as path:
             path.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+        with contextlib.suppress(ImportError):  # the five files alone write no card
+            from extras import model_card
+
+            model_card.write(output, tokenizer, describe_audit)
     say(f"\n{describe(figures)}\n")
     return model
 
@@ -489,6 +497,10 @@ def write_both_sides(folder, split, tokenizer, max_length, skip_bad_rows):
         rows = split.rows(side == "held out", audit)
         sides.append(examples_of(rows, tokenizer, max_length, audit, skip_bad_rows))
     write_tokens(folder, *sides)  # the rows are read here, one at a time, and fill the audits
+    both = audits["train"].prompts & audits["held out"].prompts
+    if both:
+        say(f"{len(both)} of {len(audits['held out'].prompts)} held-out prompts are also trained "
+            "on: a model looks better than it is on prompts that it has seen")
     summaries = {}
     for side, audit in audits.items():
         summaries[side] = audit.summary()
@@ -700,12 +712,13 @@ def open_run_folder(args, output):
         path.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
 
 
-def save_model(output, model, tokenizer, max_length):
+def save_model(output, model, tokenizer, max_length, save_dtype):
     """The trained model into the run folder, as an ordinary Hugging Face checkpoint."""
+    dtype = getattr(torch, save_dtype)
     state = model.state_dict()  # all processes ask, as above
 
     def write(folder):
-        model.save_pretrained(folder, tokenizer.pad_id, state)
+        model.save_pretrained(folder, tokenizer.pad_id, state, dtype)
         tokenizer.save(folder, max_length)
 
     on_first(lambda: add_files(output, write))
@@ -857,7 +870,7 @@ def parse_options(argv=None):
     add_output_options(parser.add_argument_group("what to keep").add_argument)
     args = parser.parse_args(argv)
     if args.resume:
-        args = options_of_run(parser, argv, args.resume)
+        args = options_of_run(parser, argv, args)
     for name, value in defaults_of(args).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -868,10 +881,10 @@ def parse_options(argv=None):
 def add_data_options(add):
     add("--model", help="folder with config.json, tokenizer.json and safetensors, or owner/name on "
         "the hub (default: a small decoder from scratch)")
-    add("--data", nargs="+", metavar="FILE", help="rows of prompt, chosen, rejected: .jsonl, "
-        ".json, .csv, .parquet, a folder, hub:owner/name/FILE, or an earlier run (default: the "
-        "toy world)")
-    add("--eval-data", nargs="+", metavar="FILE", help="held-out rows (default: some of --data)")
+    files = {"nargs": "+", "action": "extend", "metavar": "FILE"}
+    add("--data", **files, help="rows of prompt, chosen, rejected: .jsonl, .json, .csv, .parquet, "
+        "a folder, hub:owner/name/FILE, or an earlier run (default: the toy world)")
+    add("--eval-data", **files, help="held-out rows (default: some of --data)")
     add("--eval-fraction", type=float, help="share of prompts to hold out (0.1; toy world 1/6)")
     add("--max-length", type=int, help="tokens of prompt and response (default: at most 1024)")
     add("--skip-bad-rows", **FLAG, help="leave bad rows out and count them")
@@ -923,6 +936,8 @@ def add_output_options(add):
     add("--resume", metavar="RUN", help="continue this run, with its own options")
     add("--eval-steps", type=int, help="steps between evaluations (default: three in a run)")
     add("--save-steps", type=int, default=500, help="steps between checkpoints (500)")
+    add("--save-dtype", choices=("float32", "bfloat16"), default="float32",
+        help="of the weights in the saved model; bfloat16 halves the file and rounds (float32)")
     add("--seed", type=int, default=0, help="of weights, held-out split and order of rows (0)")
 
 
@@ -949,14 +964,20 @@ MAY_CHANGE_ON_RESUME = {
 }
 
 
-def options_of_run(parser, argv, run):
+def options_of_run(parser, argv, given):
     """The options of an earlier run, and those of MAY_CHANGE_ON_RESUME that are given again."""
+    run = given.resume
     path = Path(run) / "options.json"
     if not path.exists():
         parser.error(f"--resume {run}: no options.json there, so not a run")
     saved = json.loads(path.read_text("utf-8"))["options"] | {"output": run}
-    # argparse keeps what the namespace has already, unless the option is given.
-    args = parser.parse_args(argv, argparse.Namespace(**saved))
+    # argparse keeps what the namespace has already, unless the option is given. It would put
+    # files that are given again after the saved ones.
+    start = argparse.Namespace(**saved)
+    for name in ("data", "eval_data"):
+        if getattr(given, name):
+            setattr(start, name, None)
+    args = parser.parse_args(argv, start)
     for name, value in saved.items():
         if getattr(args, name) != value and name not in MAY_CHANGE_ON_RESUME:
             parser.error(f"--resume: the run was made with --{name.replace('_', '-')} {value}")
@@ -979,6 +1000,9 @@ def check_options(parser, args):
         parser.error("choose one of --bf16 and --fp16")
     if (args.lora_rank or args.freeze_layers) and not args.model:
         parser.error("--lora-rank and --freeze-layers need --model")
+    for path in map(Path, [*(args.data or []), *(args.eval_data or [])]):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            parser.error(f"{path}: a pipe can be read only once; save the rows to a file")
     if args.chat_template and not args.model:
         parser.error("--chat-template needs --model")
     if args.eval_data and not args.data:

@@ -29,15 +29,18 @@ writes. With another text nothing fails: the rewards are only worse. The traps, 
     cut answers   Some templates delete the thoughts of an answer, or do not write its tool calls.
                   Then people compared other answers than the model sees. So we look for everything
                   that a row says in the text, and the audit counts the rows where it is missing.
+    no content    A message that only calls tools may say "content": null. We hand "" over, so that
+                  a template can write content + "…". transformers 5 leaves the field out: it gives
+                  the same text, or fails.
     no assistant  A template for prompts only never writes what the assistant says: all answers are
                   equal. It is refused when it is loaded.
 
 A template is somebody else's program, in a sandbox (extras/jinja_templates.py).
 
 It costs less than 0.1 ms a dialogue, once, when a file is tokenized. It is used where a tokenizer's
-folder has a chat template, or with --chat-template FILE. tests/extras/test_chat_template.py shows
-that texts and ids are those of transformers (apply_chat_template, whose rules these are), up to
-the end token.
+folder has a chat template, or with --chat-template FILE. tests/extras/test_chat_template.py and
+tests/extras/test_tokenizer_folders.py show that texts and ids are those of transformers 5
+(apply_chat_template, whose rules these are), up to the end token.
 """
 import datetime
 import json
@@ -46,12 +49,12 @@ import os
 import numpy as np
 import tokenizers
 
-from data import DataError, Messages, Row, Tokenizer
+from data import UNREAD, DataError, Messages, Row, Tokenizer
 from extras.jinja_templates import compile_template, find_templates, one_line, stop_the_clock
 
-SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # three names for the same
-NOT_SAID = {"role", "type", "id", "tool_call_id"}  # fields that a template need not write
+SAID = {"content", "tool_calls", *THOUGHTS}  # fields of a message that a template has to write
+NOT_SAID = {"role", "type", "id", "tool_call_id"}  # fields that it need not write
 QUESTION = {"role": "user", "content": "Who goes there?"}
 PROBE = [QUESTION, {"role": "assistant", "content": "Only me."}]
 
@@ -67,9 +70,8 @@ class TemplateTokenizer(Tokenizer):
         for name, source in find_templates(config, where).items():
             self.sources[name] = stop_the_clock(source, datetime.datetime.now())
             self.templates[name] = compile_template(self.sources[name], where)
-        self.values = special_tokens(config) | {"documents": None}
         super().__init__(backend, config, where)
-        if not stands_in(self.render(PROBE), PROBE):
+        if not stands_in(self.render(PROBE), said_in(PROBE)):
             raise DataError(f"{where}: the chat template does not write what is said in a dialogue")
 
     def render(
@@ -92,8 +94,10 @@ class TemplateTokenizer(Tokenizer):
 
     def run(self, messages: Messages, add_generation_prompt: bool, tools: list | None) -> str:
         """What the template writes.  Raises: DataError."""
-        name = "tool_use" if tools and "tool_use" in self.templates else "default"
-        values = self.values | {
+        has_tools = tools is not None and "tool_use" in self.templates
+        name = "tool_use" if has_tools else "default"
+        values = self.names | {
+            "documents": None,
             "messages": list(map(with_thoughts, messages)),
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
@@ -114,14 +118,17 @@ class TemplateTokenizer(Tokenizer):
 
     def changes(self, row: Row, prompt_text: str, texts: list[str]) -> list[str]:
         """Notes on what is not in the texts as the row has it."""
-        changed = set()
+        changed = {"prompt": False, "response": False}
+        unread = set()
         for response, text in zip(row.responses, texts):
-            if not stands_in(text, [row.prompt, row.tools]):
-                changed.add("prompt")
-            shared = os.path.commonprefix([prompt_text, text])
-            if not stands_in(text[len(shared) :], response):
-                changed.add("response")
-        return [f"the template changed the {part}, or left some of it out" for part in changed]
+            if not stands_in(text, [said_in(row.prompt), row.tools]):
+                changed["prompt"] = True
+            if not stands_in(after_prompt(row, prompt_text, text), said_in(response)):
+                changed["response"] = True
+            unread |= unread_fields(text, row.prompt + response)
+        parts = [part for part in changed if changed[part]]
+        notes = [f"the template changed the {part}, or left some of it out" for part in parts]
+        return notes + [UNREAD + field for field in sorted(unread)]
 
     def find_bos(self) -> str:
         """The BOS token if the template writes one, else ""."""
@@ -166,18 +173,6 @@ class TemplateTokenizer(Tokenizer):
         )
 
 
-def special_tokens(config: dict) -> dict[str, str]:
-    """{"bos_token": "<s>", …}: a template may use all special tokens that have a name."""
-    tokens = {}
-    for name in SPECIAL:
-        token = config.get(f"{name}_token")
-        if isinstance(token, dict):  # {"content": "<s>", "lstrip": false, …}
-            token = token["content"]
-        if token:
-            tokens[f"{name}_token"] = token
-    return tokens
-
-
 def with_thoughts(message: dict) -> dict:
     """The message with its thoughts under the names that templates know."""
     for field in THOUGHTS:
@@ -190,17 +185,55 @@ def with_thoughts(message: dict) -> dict:
 # ---------------------------------------------------------------- is everything there?
 
 
-def stands_in(text: str, messages) -> bool:
-    """Whether a text has all that is said in these messages, and in their tool calls."""
-    for said in texts_in(messages):
+def after_prompt(row: Row, prompt_text: str, text: str) -> str:
+    """The part of a text in which a response has to stand: what follows the prompt's last words.
+
+    Not what follows the text of the prompt: that may end with <think>, as the response begins.
+    """
+    last = row.prompt[-1]["content"].strip() if row.prompt else ""
+    if not last:
+        return text
+    shared = os.path.commonprefix([prompt_text, text])
+    found = shared.rfind(last)
+    return text[len(shared) if found < 0 else found + len(last) :]
+
+
+def said_in(messages: Messages) -> list:
+    """What is said in these messages: contents, calls of tools, thoughts."""
+    said = []
+    for message in messages:
+        for field in message:
+            if field in SAID:
+                said.append(message[field])
+    return said
+
+
+def unread_fields(text: str, messages: Messages) -> set[str]:
+    """Fields of messages whose meaning is not known here, and which are not in the text."""
+    unread = set()
+    for message in messages:
+        for field in message.keys() - SAID - NOT_SAID:
+            if not stands_in(text, message[field]):
+                unread.add(field)
+    return unread
+
+
+def stands_in(text: str, value) -> bool:
+    """Whether a text has all the texts in a value: a list of contents, of calls, of tools."""
+    for said in texts_in(value):
+        if said.strip() in text:
+            continue
         escaped = json.dumps(said, ensure_ascii=False)[1:-1]  # as templates write tool calls
-        if said.strip() not in text and escaped not in text:
+        if escaped in text:
+            continue
+        # Templates may write white space in their own way: <think>\nSo.\n</think>\n\nYes.
+        if "".join(said.split()) not in "".join(text.split()):
             return False
     return True
 
 
 def texts_in(value):
-    """Every text in some messages: what is said, called and thought, but no roles and ids."""
+    """Every text in a value that came from JSON, but no types and ids."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):

@@ -1,15 +1,23 @@
 """checkpoint_formats.py: reward models as other projects store them.
 
-The decoder has the same names everywhere, those of Hugging Face. The value head has not:
+The decoder has the same names everywhere, those of Hugging Face, and the value head has not. What
+heads are called, and which are computed, is in extras/heads.py. Where they are stored:
 
-    transformers, TRL       score.weight, one tensor among the others, without a bias
-    LLaMA-Factory           v_head.summary.weight and .bias, in value_head.safetensors; the rest is
-                            an ordinary language model (…ForCausalLM)
-    OpenRLHF                value_head.weight, or what config.json calls value_head_prefix
-    others                  v_head.weight, out_proj.weight
+    transformers, TRL, OpenRLHF     with the decoder; the head has no bias
+    LLaMA-Factory                   in value_head.safetensors, with a bias; the rest is an ordinary
+                                    language model (…ForCausalLM)
 
-Reading needs no option: a model that has one of these names is opened, and its head is kept. A
-model with two of them is refused, because nobody can say which one was trained.
+Names of the decoder vary in what they begin with:
+
+    model.layers.0.…                a language model or a classifier: the usual names
+    layers.0.…                      the decoder alone, without a head (Qwen3-Embedding, e5-mistral)
+    module.model.layers.0.…         a wrapper's name before all others: module. (DDP, DeepSpeed),
+                                    _orig_mod. (torch.compile), pretrained_model. (TRL's models with
+                                    a value head), base_model.model. (PEFT), or several of them
+
+Reading needs no option: a model with these names is opened, and its head is kept. It is saved
+under the usual names. Where names of the decoder begin in two ways, the model is refused, because
+nobody can say which tensors belong to it.
 
 Writing LLaMA-Factory's layout, for their programs to score or to train with:
 
@@ -30,9 +38,10 @@ from torch import Tensor
 if __name__ == "__main__":  # Python looks beside this file; model.py is one folder up
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from extras import heads
 from model import CLASS_NAMES, SHARD_BYTES, CheckpointError, RewardModel
 
-HEADS = ("score", "v_head.summary", "value_head", "v_head", "out_proj")
+WRAPPERS = ("module.", "_orig_mod.", "pretrained_model.", "base_model.model.", "base_model.")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -46,25 +55,60 @@ CLASSIFIER_KEYS = ("num_labels", "id2label", "label2id", "problem_type", "torch_
 # ---------------------------------------------------------------- reading
 
 
-def translate(state: dict[str, Tensor], config_json: dict, folder: Path) -> dict[str, Tensor]:
-    """The same tensors, with the head called `score`. Other names stay as they are.
+def translate(state: dict[str, Tensor], model: RewardModel, folder: Path) -> dict[str, Tensor]:
+    """The same tensors under the names of model.py. A name that nobody knows stays as it is.
 
-    Raises: CheckpointError where there is more than one head.
+    Raises: CheckpointError where names begin in two ways, or heads.translate refuses the head.
     """
-    heads = []
-    for head in (*HEADS, str(config_json.get("value_head_prefix"))):
-        if f"{head}.weight" in state and head not in heads:
-            heads.append(head)
-    if len(heads) > 1:
-        found = ", ".join(heads)
-        raise CheckpointError(f"{folder}: more than one reward head ({found}); refusing to guess")
+    state = without_wrappers(state, folder)
+    state = with_model(state, model, folder)
+    state.pop("lm_head.weight", None)  # read_tensors knows it without a wrapper only
+    return heads.translate(state, model, folder)
 
-    translated = dict(state)
-    for head in heads:
-        for part in ("weight", "bias"):
-            if f"{head}.{part}" in translated:
-                translated[f"score.{part}"] = translated.pop(f"{head}.{part}")
-    return translated
+
+def without_wrappers(state: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """module.model.norm.weight -> model.norm.weight, and so on."""
+    short_names, wrappers = {}, set()
+    for name, tensor in state.items():
+        short = without_wrapper(name)
+        if "layers." in short:  # a part of the decoder; a head may be outside of the wrapper
+            wrappers.add(name.removesuffix(short))
+        if short in short_names:
+            raise CheckpointError(f"{folder}: two tensors are called {short}; refusing to guess")
+        short_names[short] = tensor
+    if len(wrappers) > 1:
+        first, second = sorted(wrappers)[:2]
+        raise CheckpointError(
+            f"{folder}: names of layers begin with {first!r} and with {second!r}; refusing to guess"
+        )
+    return short_names
+
+
+def without_wrapper(name: str) -> str:
+    """A name without the wrappers that it begins with, one inside the other."""
+    for wrapper in WRAPPERS:
+        if name.startswith(wrapper):
+            return without_wrapper(name.removeprefix(wrapper))
+    return name
+
+
+def with_model(state: dict[str, Tensor], model: RewardModel, folder: Path) -> dict[str, Tensor]:
+    """norm.weight -> model.norm.weight: the names of a decoder that was saved alone."""
+    expected = model.state_dict().keys()
+    alone = []
+    for name in state:
+        if f"model.{name}" in expected:
+            alone.append(name)
+    usual = [name for name in state if name.startswith("model.")]
+    if alone and usual:
+        raise CheckpointError(
+            f"{folder}: some names begin with model. ({usual[0]}), others do not ({alone[0]}); "
+            f"refusing to guess"
+        )
+    renamed = dict(state)
+    for name in alone:
+        renamed[f"model.{name}"] = renamed.pop(name)
+    return renamed
 
 
 # ---------------------------------------------------------------- writing
@@ -78,6 +122,8 @@ def write_llamafactory(run: str, out: Path) -> None:
     model = RewardModel.from_pretrained(run)
     if out.exists():
         raise CheckpointError(f"{out}: exists already; name a new folder")
+    if isinstance(model.score, heads.HeadOfLayers):
+        raise CheckpointError(f"{run}: its head has several layers, LLaMA-Factory's has one")
     out.mkdir(parents=True)
 
     config_json = dict(model.config.config_json)

@@ -11,8 +11,9 @@ Grades order the answers to the same prompt, and that is all a reward model lear
 
     the score    field `score`, else `helpfulness`. HelpSteer2's authors build their pairs from it
                  (Wang et al. 2024, and the card of nvidia/HelpSteer2).
-    the prompt   all fields that say what is answered: prompt, system, history, tools, …
-                 The same question under another system turn is another prompt.
+    the prompt   all fields that say what is answered: prompt, system, history, tools, context, …
+                 The same question under another system turn, or about another text, is another
+                 prompt. Capitals do not matter: Context is context.
     the rest     kept. A field with one value in all rows keeps it; of another the row has a list,
                  one value an answer (null where a row has none). So nothing is lost, and a field
                  that must not differ, such as margin, is refused where it is read.
@@ -37,6 +38,8 @@ SCORE_FIELDS = ("score", "helpfulness")  # the first one that a row has orders t
 PROMPT_FIELDS = {
     "prompt", "system", "history", "instruction", "input", "question", "messages", "conversations",
     "tools", "images", "videos", "audios",
+    "system_prompt", "context", "contexts", "document", "documents", "passage", "passages",
+    "article", "background",
 }
 OTHER_ANSWERS = {"chosen", "rejected", "responses", "scores", "ranks"}
 
@@ -105,7 +108,10 @@ def score_of(row: dict, field: str | None, where: str) -> float:
 
 def prompt_of(row: dict) -> str:
     """What a row answers, as text that is equal for equal prompts."""
-    fields = {field: row[field] for field in PROMPT_FIELDS & known_fields(row)}
+    fields = {}
+    for field in known_fields(row):
+        if field.lower() in PROMPT_FIELDS:
+            fields[field] = row[field]
     return json.dumps(fields, sort_keys=True)
 
 

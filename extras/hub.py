@@ -22,6 +22,7 @@ tests/extras/test_hub.py runs against a small hub of its own, without a network.
 """
 import contextlib
 import fnmatch
+import glob
 import re
 from pathlib import Path
 
@@ -105,7 +106,9 @@ def files_to_fetch(repository: str, revision: str | None, file: str) -> list[str
     """
     from extras import folders
 
-    if file.endswith(folders.ENDINGS) and "*" not in file:
+    address = f"hub:{repository}@{revision}" if revision else f"hub:{repository}"
+    if file.lower().endswith(folders.ENDINGS + folders.PACKED) and "*" not in file:
+        folders.refuse_packed([file], address)
         return [file]
     folder, _, last = file.rpartition("/")
     fetched = [file]
@@ -123,8 +126,8 @@ def files_to_fetch(repository: str, revision: str | None, file: str) -> list[str
         if name.startswith(start) and fnmatch.fnmatchcase(below.split("/")[0], last):
             inside.append(below)
     if inside:
-        address = f"hub:{repository}@{revision}" if revision else f"hub:{repository}"
         folders.refuse_mixture(inside, f"{address}/{folder}".rstrip("/"))
+        fetched += [glob.escape(start + below) for below in inside]  # B.JSONL too
     return fetched
 
 

@@ -16,7 +16,9 @@ The traps, by their symptoms:
                     the template is compiled, and that template is saved with the reward model.
     named ones      A folder may hold several templates. The one called "default" is taken, and for
                     rows with tools the one called "tool_use". Without a "default" you have to
-                    choose: --chat-template NAME.
+                    choose: --chat-template NAME. Where there are files (chat_template.jinja is
+                    the default, additional_chat_templates/NAME.jinja the others), those in
+                    tokenizer_config.json do not count.
 
 A template is somebody else's program. jinja2's sandbox lets it compute with its arguments, but not
 change them, read files, or reach Python. It does not limit time or memory.
@@ -58,7 +60,7 @@ def named_templates(config: dict, where: str) -> dict[str, str]:
     templates = config.get("chat_template")
     if not isinstance(templates, list):
         templates = [{"name": "default", "template": templates}] if templates else []
-    named = dict(config.get("more_chat_templates", {}))
+    named = {}
     for entry in templates:
         if not isinstance(entry, dict) or not isinstance(entry.get("template"), str):
             shown = str(config["chat_template"])[:30]

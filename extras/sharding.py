@@ -28,6 +28,8 @@ under autocast only. To compute in float32, open the saved model and shard it wi
 tests/extras/test_sharding.py proves, for 1, 2 and 4 processes: the gradients and steps are those of
 one process, each process keeps its share only, and none ever holds two whole layers.
 """
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -35,7 +37,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from model import RewardModel, whole
+from model import RewardModel, check_finite, whole
 
 
 def shard(model: RewardModel, device: torch.device, dtype: torch.dtype | None = None) -> None:
@@ -55,12 +57,12 @@ def shard(model: RewardModel, device: torch.device, dtype: torch.dtype | None = 
     # Inputs keep their type. The sum that every layer adds to is float32, and would be rounded.
     policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for layer in model.model.layers:
-        take_weights(layer, device)
+        take_weights(layer, device, model.folder)
         fully_shard(layer, mesh=mesh, mp_policy=policy)
         layer.register_state_dict_post_hook(put_together)
 
     # The rest: embedding, last norm, head.
-    take_weights(model, device)
+    take_weights(model, device, model.folder)
     model.register_forward_hook(copy_rewards)
     # Without reshard_after_forward these would stay in one piece after an evaluation. Then
     # model.parameters() would not be those that AdamW knows.
@@ -78,7 +80,7 @@ def start_alone(device: torch.device) -> None:
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
-def take_weights(module: nn.Module, device: torch.device) -> None:
+def take_weights(module: nn.Module, device: torch.device, folder: Path | None) -> None:
     """RewardModel.take_weights for a part of the model. What is sharded already is left alone."""
     for parameter in module.parameters():
         if isinstance(parameter, DTensor):
@@ -87,6 +89,7 @@ def take_weights(module: nn.Module, device: torch.device) -> None:
         if parameter.requires_grad:
             dtype = torch.float32
         parameter.data = parameter.data.to(device, dtype, copy=True)
+        check_finite(parameter.data, folder)
 
 
 def copy_rewards(model: RewardModel, inputs, rewards: Tensor) -> Tensor:

@@ -14,20 +14,19 @@ pyarrow (pip install pyarrow), which is imported only here. 256 rows are in memo
 large file needs no more memory than a small one: 80 MB for one of 360 MB.
 
     times, decimals    become text as Python writes them ("2024-06-12T00:00:00", "0.10"). They
-                       describe a row, and as floats decimals would change.
+                       describe a row, and as floats decimals would change. Only in NUMBER_FIELDS,
+                       scores and ranks is a decimal a number: there it orders answers.
     bytes and others   are refused, naming row and column. JSON has no such value, and rows are
                        written as JSON again. (Mostly these are pictures.)
 
-In CSV every cell is text. What is converted, so that the cells mean what they mean in JSON:
+In CSV every cell is text; extras/cells.py says what is read from it. A row with more or fewer cells
+than the header is refused, and so is an open quote, which would swallow all rows after it.
 
-    an empty cell      no such field: CSV cannot tell "" from null
-    JSON_FIELDS        read as JSON, or refused: these fields are never text
-    chat messages      a cell that is JSON for messages (objects with "role" or "from") is read.
-                       An answer that is other JSON stays text: somebody asked for JSON.
-    NUMBER_FIELDS      numbers, where the cell is one: as text they would order nothing
-
-Anything else stays text, ids and numbers of other names too. A row with more or fewer cells than
-the header is refused, and so is an open quote, which would swallow all rows after it.
+    no header          The first line is taken for the names of the columns. If it has no usual
+                       name, one line on standard error says so: is it a row, are they capitals, is
+                       the separator another one?
+    a nameless column  is "column 1", by its position: pandas writes its row numbers so.
+    sep=,              as a first line is for Excel, and is refused.
 
 There is no option: the name of the file decides. Sources: RFC 4180 for CSV, and the documentation
 of pyarrow.parquet. tests/extras/test_tables.py shows what each cell becomes.
@@ -36,33 +35,24 @@ import csv
 import datetime
 import decimal
 import gzip
-import json
 import os
 import zlib
 from typing import Iterator
 
 from data import DataError
-
-PARQUET = (".parquet",)
-CSV = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+from extras.cells import NUMBER_FIELDS, filled, read_cell
+from extras.folders import say_once, shortened
+from extras.json_files import ROW_FIELDS
 
 # pyarrow reads through a buffer of 1 MiB. By itself it would keep a whole row group in memory,
 # and that is often the whole file.
 STREAM = {"buffer_size": 2**20, "pre_buffer": False}
 
-JSON_FIELDS = {"responses", "scores", "ranks", "messages", "conversations", "tools"}
-NUMBER_FIELDS = {
-    "margin", "score", "score_chosen", "score_rejected", "gold_chosen", "gold_rejected",
-    "rank", "label", "rating", "chosen_score", "rejected_score", "chosen_rating",
-    "rejected_rating",
-    "helpfulness", "correctness", "coherence", "complexity", "verbosity",  # HelpSteer2
-    "labels", "score_A", "score_B",  # SHP
-    "score_0", "score_1",  # WebGPT comparisons
-    "better_response_id", "safer_response_id",  # PKU-SafeRLHF
-    "choice", "preference", "preference_strength", "overall_preference",
+# What published tables call their columns, besides the fields of our rows: see extras/layouts/.
+USUAL = ROW_FIELDS | NUMBER_FIELDS | {
+    "answer", "answers", "context", "conversation_a", "full_text", "info", "post", "query",
+    "rejected_response", "response_a", "response_j", "summaries", "text", "winner",
 }
-# How Python, and so pandas.to_csv, spells messages. It is not JSON.
-PYTHON_MESSAGES = ("[{'role'", "[{'content'", "[{'from'", "[{'value'")
 
 
 # ---------------------------------------------------------------- Parquet
@@ -109,6 +99,8 @@ def json_value(value, where: str, column: str):
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
+        if column in NUMBER_FIELDS or column in ("scores", "ranks"):
+            return float(value)
         return str(value)
     kind = type(value).__name__
     raise DataError(
@@ -132,22 +124,21 @@ def csv_rows(path: str) -> Iterator[tuple[str, dict]]:
     for line, cells in read_csv(path):
         where = f"{path}:{line}"
         if header is None:
-            check_header(cells, where)
-            header = cells
+            header = header_of(cells, where)
             continue
         if len(cells) != len(header):
             raise DataError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
         row = {}
         for column, cell in zip(header, cells):
             if cell:
-                row[column] = cell_value(cell, where, column)
-        yield where, row
+                row[column] = read_cell(cell, where, column)
+        yield where, filled(row, header)
 
 
 def read_csv(path: str) -> Iterator[tuple[int, list[str]]]:
     """The line where a row begins, and its cells. Blank lines are no rows.  Raises: DataError."""
-    open_file = gzip.open if path.endswith(".gz") else open
-    separator = "\t" if ".tsv" in path[-7:] else ","
+    open_file = gzip.open if path.lower().endswith(".gz") else open
+    separator = "\t" if ".tsv" in path.lower()[-7:] else ","
     csv.field_size_limit(2**31 - 1)  # of characters; a long dialogue has more than the usual 2**17
     line = 1
     try:
@@ -174,12 +165,22 @@ def without_nul(lines, path):
         yield line
 
 
-def check_header(names: list[str], where: str) -> None:
-    """Raises: DataError where the first line cannot be the names of the columns."""
-    check_names(names, where)
-    [first, *others] = names
-    if not others and any(separator in first for separator in ",;\t"):
+def header_of(cells: list[str], where: str) -> list[str]:
+    """The names of the columns.  Raises: DataError where the first line cannot be these."""
+    [first, *others] = cells
+    if first.lower().startswith("sep="):
+        raise DataError(f"{where}: {first!r} is a line for Excel: delete it")
+    if not others and any(separator in first for separator in ",;\t|"):
         raise DataError(f"{where}: cells are separated by a comma in .csv, by a tab in .tsv")
+    names = []
+    for number, name in enumerate(cells, 1):
+        names.append(name or f"column {number}")
+    check_names(names, where)
+    if not USUAL & set(names):
+        found = shortened(repr(name[:30]) for name in names)
+        what = "is the first line a header, and the separator a comma (a tab in .tsv)?"
+        say_once(f"{where}: no column has a usual name, such as 'prompt': {found}; {what}")
+    return names
 
 
 def check_names(names: list[str], where: str) -> None:
@@ -189,42 +190,3 @@ def check_names(names: list[str], where: str) -> None:
         if name in seen:
             raise DataError(f"{where}: two columns are named {name!r}")
         seen.add(name)
-
-
-def cell_value(cell: str, where: str, column: str):
-    """The text of a cell, or what it means (see above).  Raises: DataError."""
-    text = cell.strip()
-    if column in JSON_FIELDS:
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as e:
-            raise DataError(f"{where}: field {column!r} is not JSON ({e})") from None
-    if column in NUMBER_FIELDS:
-        value = json_or_none(text)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return value if is_number else cell
-    if text.startswith(("{", "[{")):
-        value = json_or_none(text)
-        if is_messages(value):
-            return value
-    if text.startswith(PYTHON_MESSAGES):
-        advice = "write the cells with json.dumps"
-        raise DataError(f"{where}: field {column!r} is Python, not JSON; {advice}")
-    return cell
-
-
-def json_or_none(text):
-    """What the text is as JSON. None where it is not."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def is_messages(value) -> bool:
-    """Whether a value is a chat message, or a list of them."""
-    messages = value if isinstance(value, list) else [value]
-    for message in messages:
-        if not isinstance(message, dict) or not message.keys() & {"role", "from"}:
-            return False
-    return len(messages) > 0

@@ -189,9 +189,9 @@ def whole_copies(folder: Path) -> list[int]:
     def alive():
         return sum(not copy.expired() for copy in copies)
 
-    def watched(module, device):
+    def watched(module, device, folder):
         counts.append(alive())
-        take_weights(module, device)
+        take_weights(module, device, folder)
         for parameter in module.parameters():
             if not isinstance(parameter, DTensor):
                 copies.append(StorageWeakRef(parameter.untyped_storage()))

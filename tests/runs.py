@@ -56,7 +56,10 @@ def every_step(monkeypatch):
 
 def train(folder, *args):
     """python train_rm.py on the rows of the folder: exit status, stdout, stderr."""
-    data = ["--data", folder / "train.jsonl", "--eval-data", folder / "held_out.jsonl"]
+    data = []
+    for option, file in (("--data", "train.jsonl"), ("--eval-data", "held_out.jsonl")):
+        if option not in args:
+            data += [option, folder / file]
     return command(train_rm.main, "--model", folder / "tiny", *data, "--batch-size", 7, *args)
 
 

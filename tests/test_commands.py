@@ -188,7 +188,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_and_is_counted(run):
 
 @pytest.mark.parametrize("more", [
     {"response": "zzz"}, {"chosen": "x", "rejected": "y"}, {"text": "a note"}, {"scores": [1]},
-    {"ranks": [1, None]},
+    {"ranks": [1, None, 2]},
 ])
 def test_rank_scores_the_responses_whatever_else_a_row_has(run, more):
     row = {"prompt": "q", "responses": ["the cat", "dog"]}
@@ -346,3 +346,18 @@ def test_fields_of_other_names_can_be_named(run, tmp_path, row):
     assert named["mean_margin"] == plain["mean_margin"]
     unread = [note for note in named["audit"]["notes"] if "judge" in note]
     assert len(unread) == ("judge" in row), "fields that nobody read are listed"
+
+
+def test_rank_moves_scores_and_ranks_with_their_responses(run):
+    row = {"prompt": "q", "responses": ["dog", "the cat"], "scores": [1, 2], "ranks": [2, 1]}
+    (ranked,) = run_command("rank", run, stdin=json_lines(row))
+    before = dict(zip(row["responses"], row["scores"]))
+    assert dict(zip(ranked["responses"], ranked["scores"])) == before, "labels of other answers"
+
+
+def test_a_text_beside_a_response_is_not_what_is_scored(run):
+    row = {"prompt": "q", "response": "the cat"}
+    (plain,) = run_command("score", run, stdin=json_lines(row))
+    (beside,) = run_command("score", run, stdin=json_lines(row | {"text": "a note"}))
+    assert beside["reward"] == plain["reward"]
+    assert "chosen" in refusal("score", run, stdin=json_lines({"prompt": "q", "text": "x y"}))

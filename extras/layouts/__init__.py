@@ -38,16 +38,19 @@ from data import NATIVE, UNREAD, DataError
 from extras.layouts.arenas import arena, arena_55k, ppe_preference
 from extras.layouts.fields import renamed
 from extras.layouts.judged import judged
-from extras.layouts.notations import extra_id, human_assistant, rewardbench, sharegpt, tools
+from extras.layouts.notations import extra_id, human_assistant, json_text, rewardbench
+from extras.layouts.notations import sharegpt, tools
 from extras.layouts.prompts import history, messages, question, system, whole_dialogues
 from extras.layouts.ranked import ms_swift, nectar, ppe_best_of_k, stack_exchange, ultrafeedback
-from extras.layouts.unread import media, refuse_unread_text
+from extras.layouts.unread import media, refuse_meaningful, refuse_unread_text
 from extras.layouts.verdicts import helpsteer2_preference, helpsteer3, judgebench
+from extras.layouts.verdicts import openai_preference
 from extras.layouts.verdicts import pku_saferlhf, shp, summaries, webgpt
 
 LAYOUTS = (
     media,  # first: what is refused needs no reading
     tools,
+    json_text,
     # Answers under names of their own. Only one of these applies to a row.
     summaries,
     webgpt,
@@ -56,6 +59,7 @@ LAYOUTS = (
     helpsteer2_preference,
     helpsteer3,
     judgebench,
+    openai_preference,
     ppe_preference,
     arena,
     arena_55k,
@@ -105,5 +109,6 @@ def to_native(
         raise DataError(f"{where}: neither a prompt nor responses (found: {found})")
     if names.get("prompt") != "":
         refuse_unread_text(native, where)
+    refuse_meaningful(native, where)
     notes += [UNREAD + field for field in native if field not in NATIVE]
     return native

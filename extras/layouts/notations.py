@@ -1,5 +1,6 @@
 """How a dialogue is written down: lists of texts, other names for the speakers, transcripts."""
 import json
+import json
 import re
 
 from data import DataError
@@ -9,6 +10,8 @@ from extras.layouts.fields import change_dialogues, is_texts
 ROLES = {
     "human": "user",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
     "function_call": "assistant",
     "observation": "tool",
 }
@@ -112,6 +115,31 @@ def human_assistant(row: dict, where: str) -> dict:
         row = change_dialogues(row, without_outer_space)
         row["prompt"] = prompt[:-1]
     return row
+
+
+def json_text(row: dict, where: str) -> dict:
+    """Messages written as text, as tables of text have them.
+
+    {"prompt": '[{"role": "user", "content": "q"}]', …} -> {"prompt": [user q], …}
+    """
+    row = dict(row)
+    if "conversations" in row:
+        row["conversations"] = messages_of_json(row["conversations"])
+    return change_dialogues(row, messages_of_json)
+
+
+def messages_of_json(value):
+    """Text that is a JSON list of messages -> that list. Others stay as they are."""
+    if not isinstance(value, str) or not value.lstrip().startswith("[{"):
+        return value
+    try:
+        messages = json.loads(value)
+    except ValueError:
+        return value
+    for message in messages:
+        if not isinstance(message, dict) or not message.keys() & {"role", "from"}:
+            return value
+    return messages
 
 
 def extra_id(row: dict, where: str) -> dict:

@@ -107,6 +107,8 @@ def whole_dialogues(row: dict, where: str) -> dict:
     shared = shared_turns(spoken)
     prompt = prompt + spoken[0][:shared]
     answers = [response[shared:] for response in responses]
+    if any(whole) and not all(map(opened_by_assistant, filter(None, answers))):
+        raise DataError(f"{where}: the responses answer different prompts")
     return with_responses(row, answers, where) | {"prompt": prompt}
 
 
@@ -166,7 +168,9 @@ def system(row: dict, where: str) -> dict:
     {"system": "s", "prompt": "q", …} -> {"prompt": [system s, user q], …}
     """
     row = dict(row)
-    turns = to_messages(row.pop("system", ""), "system", where, "system")
+    if "system" not in row:
+        row["system"] = row.pop("system_prompt", None) or ""
+    turns = to_messages(row.pop("system"), "system", where, "system")
     prompt = prompt_of(row, where)
     if not turns or prompt[:1] == turns:
         return row

@@ -1,6 +1,7 @@
 """What no layout reads: pictures, and texts under names that nobody knows.
 
     images, videos, audios      refused: the answers are about something that is not read here
+    context, document, …        refused: they belong to the prompt, and nobody says how
     text, and no prompt         refused: it may be the prompt under another name
     anything else               stays in the row; data.py lists its fields once
 """
@@ -18,6 +19,14 @@ KNOWN = {"prompt", "chosen", "rejected", "response", "responses", "scores", "ran
 ABOUT = {"id", "source", "subset", "split", "model", "models", "language", "category", "dataset",
          "license", "url", "date", "time", "timestamp"}
 
+# Names of prompts: also a single word in them is text.
+ASKED = {"query", "ask", "request", "problem", "user", "human", "q"}
+# What no layout has read by the time that this is looked at.
+MEANINGFUL = {
+    "context", "conversation", "previous_messages", "document", "passage", "article",
+    "background", "image_url", "image_path",
+}
+
 LETTER = re.compile(r"[^\W\d_]")
 # Chinese, Japanese and Thai put no space between words: four letters in a row are text too.
 NO_SPACES = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]{4}")
@@ -30,11 +39,21 @@ def media(row: dict, where: str) -> dict:
 
     Raises: DataError where there is something in one.
     """
-    row = dict(row)
-    for field in MEDIA:
-        if row.pop(field, None):
+    kept = {}
+    for field, value in row.items():
+        if field.lower() not in MEDIA:
+            kept[field] = value
+        elif value:
             raise DataError(f"{where}: field {field!r}: only text is read here")
-    return row
+    return kept
+
+
+def refuse_meaningful(row: dict, where: str) -> None:
+    """Raises: DataError for fields whose names say that they belong to the dialogue."""
+    for field, value in row.items():
+        if field.lower() in MEANINGFUL and value and not isinstance(value, (bool, int, float)):
+            advice = "put it into the prompt, or take it out of the row"
+            raise DataError(f"{where}: field {field!r} may belong to the prompt: {advice}")
 
 
 def refuse_unread_text(row: dict, where: str) -> None:
@@ -44,7 +63,8 @@ def refuse_unread_text(row: dict, where: str) -> None:
     fields = []
     for field, value in row.items():
         about = field.lower().split("_")[-1] in ABOUT
-        if field not in KNOWN and not about and is_text(value):
+        named = field.lower() in ASKED and isinstance(value, str) and value.strip()
+        if field not in KNOWN and not about and (named or is_text(value)):
             fields.append(repr(field))
     if fields:
         advice = "name the prompt with --prompt-field, or --prompt-field '' where there is none"

@@ -193,3 +193,24 @@ def sign_of(number):
     if number == 0:
         return TIE
     return FIRST if number < 0 else SECOND
+
+
+def openai_preference(row: dict, where: str) -> dict:
+    """OpenAI's format for preference fine-tuning.
+
+    {"input": {"messages": [user q], "tools": []}, "preferred_output": [assistant good],
+     "non_preferred_output": [assistant bad]}
+    -> {"prompt": [user q], "chosen": [assistant good], "rejected": [assistant bad]}
+    """
+    if not answers_apart(row, "preferred_output", "non_preferred_output"):
+        return row
+    row = dict(row)
+    asked = take(row, "input", where)
+    if not isinstance(asked, dict) or "messages" not in asked:
+        raise DataError(f"{where}: field 'input' is not an object with 'messages'")
+    row["prompt"] = asked["messages"]
+    row["chosen"] = row.pop("preferred_output")
+    row["rejected"] = row.pop("non_preferred_output")
+    if asked.get("tools"):
+        row["tools"] = asked["tools"]
+    return row

@@ -56,6 +56,16 @@ def in_parts(messages):
 
 
 SAMPLES = {
+    "OpenAI's preference format": (
+        {"input": {"messages": QUESTION, "tools": []}, "preferred_output": GOOD,
+         "non_preferred_output": BAD},
+        MESSAGES,
+    ),
+    "messages as text": (
+        {"prompt": '[{"role": "user", "content": "Which metal is liquid?"}]',
+         "chosen": G, "rejected": B},
+        {"prompt": QUESTION, "chosen": G, "rejected": B},
+    ),
     "HelpSteer2, several turns": (
         {"prompt": f"{Q}\n<extra_id_1>Assistant\n{G}\n<extra_id_1>User\nAnd at night?",
          "responses": ["Too.", "No."], "scores": [4, 1]},

@@ -298,6 +298,48 @@ def test_a_turn_whose_role_the_template_does_not_know_is_counted():
     assert audit.notes == {"the template changed the prompt, or left some of it out": 1}
 
 
+def notes_of(template, **row):
+    """What the audit is told about a row."""
+    row = parse_row({"prompt": "Why?", "chosen": "So.", "rejected": "No."} | row)
+    return tokenizer_with(template).encode_row(row)[2]
+
+
+def test_an_answer_that_begins_as_the_template_begins_answers_is_whole():
+    header = CONTENTS + "{% if add_generation_prompt %}<think>\n{% endif %}"
+    for prompt in ("Why?", [user("")]):
+        assert notes_of(header, prompt=prompt, chosen="<think>\nHm.</think>Yes.") == []
+
+
+def test_white_space_alone_is_no_change_and_a_lost_word_is_one():
+    spaces = CONTENTS.replace("m.content", "m.content.replace('\n', ' \n\n') | trim")
+    answer = "<think>\nHm.\n</think>\nYes, \"so\".\n"
+    assert notes_of(spaces, chosen=answer) == []
+    changed = "the template changed the {}, or left some of it out".format
+    less = "{{ bos_token }}" + CONTENTS.replace("m.content", "m.content[:16]")
+    assert notes_of(less, chosen=answer) == [changed("response")]
+    assert notes_of(less, prompt="Why is it so, please?", chosen=answer) == [
+        changed("prompt"), changed("response"),
+    ]
+
+
+def test_a_field_of_a_message_that_the_template_does_not_write_is_listed():
+    answer = [assistant("So.") | {"language": "English", "turn": 1, "id": "x"}]
+    assert notes_of(CONTENTS, chosen=answer) == ["field that nobody read: language"]
+    assert notes_of(CONTENTS.replace("m.content", "m.content ~ m.language"), chosen=answer) == []
+
+
+def test_a_message_that_only_calls_tools_is_rendered_as_one_with_empty_content():
+    call = {"role": "assistant", "tool_calls": [{"name": "add", "arguments": {"a": "é"}}]}
+    writes = CONTENTS.replace("m.content", "m.content + (m.tool_calls or '') | string")
+    sequences = []
+    for content in ({}, {"content": None}, {"content": ""}):
+        row = parse_row({"prompt": "q", "responses": [[call | content]]})
+        ids, _, notes = tokenizer_with(writes).encode_row(row)
+        sequences.append(ids[0].tolist())
+        assert notes == []
+    assert sequences[0] == sequences[1] == sequences[2]
+
+
 def test_a_template_that_takes_a_prompt_only_with_its_answer_is_enough():
     strict = (
         "{% if messages | length != 2 %}{{ raise_exception('two messages, please') }}{% endif %}"

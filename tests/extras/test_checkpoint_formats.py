@@ -13,7 +13,7 @@ from model import CheckpointError, RewardModel, open_model, read_json
 
 LLAMAFACTORY = FIXTURES / "round-trips" / "qwen2-llamafactory"
 IDS = torch.arange(3, 21).reshape(2, 9)
-HEADS = ["v_head.summary", "value_head", "v_head", "out_proj"]
+HEADS = ["v_head.summary", "value_head", "v_head", "out_proj", "regression_head"]
 
 
 def rewards_of(folder) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_a_head_of_two_labels_is_refused_in_one_line(run):
     tensors = load_file(run / "model.safetensors")
     tensors["v_head.weight"] = torch.zeros(2, 16)
     save_file(tensors, run / "model.safetensors")
-    with pytest.raises(CheckpointError, match="size mismatch for score.weight") as caught:
+    with pytest.raises(CheckpointError, match="v_head.weight: a head of 2 labels") as caught:
         open_model(run)
     assert "\n" not in str(caught.value)
 
@@ -93,6 +93,125 @@ def test_other_unknown_names_are_named(run):
     save_file(tensors | {"v_head.extra": torch.zeros(1)}, run / "model.safetensors")
     with pytest.raises(CheckpointError, match="not expected:? v_head.extra$"):
         open_model(run)
+
+
+# ---------------------------------------------------------------- names of the decoder
+
+
+def rename(folder, new_name) -> None:
+    """Give every tensor the name new_name(name); where that is None, leave it out."""
+    renamed = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if new_name(name):
+            renamed[new_name(name)] = tensor
+    save_file(renamed, folder / "model.safetensors")
+
+
+WRAPPERS = [
+    "module.", "_orig_mod.", "pretrained_model.", "base_model.model.", "module._orig_mod.",
+    "_orig_mod.module.base_model.model.",
+]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_wrappers_name_before_all_names_changes_nothing(run, wrapper):
+    tensors = load_file(run / "model.safetensors") | {"lm_head.weight": torch.zeros(400, 16)}
+    save_file(tensors, run / "model.safetensors")
+    rename(run, lambda name: wrapper + name)
+    assert torch.equal(rewards_of(run), expected_rewards())
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_head_may_be_outside_of_what_is_wrapped(run, wrapper):
+    rename(run, lambda name: name.replace("score", "v_head"))
+    rename(run, lambda name: name if name.startswith("v_head") else wrapper + name)
+    assert torch.equal(rewards_of(run), expected_rewards())
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "base_model.model."])
+def test_a_decoder_that_was_saved_alone_opens_and_gets_a_new_head(run, tmp_path, wrapper):
+    def bare(name):
+        return None if name.startswith("score") else wrapper + name.removeprefix("model.")
+
+    rename(run, bare)
+    assert f"{wrapper}norm.weight" in load_file(run / "model.safetensors")
+    with pytest.raises(CheckpointError, match="a language model without a reward head"):
+        open_model(run)
+    model = open_model(run, fresh_head=True)
+    assert model.head_origin == "new"
+    states = model.model.state_dict(), tiny_model().model.state_dict()
+    for name, tensor in states[1].items():
+        assert torch.equal(states[0][name], tensor), name
+    again = save_run(tmp_path / "again", model, tiny_tokenizer())
+    assert "model.norm.weight" in load_file(again / "model.safetensors"), "saved as usual"
+
+
+def test_a_decoder_that_was_saved_alone_may_have_a_head(run):
+    rename(run, lambda name: name.removeprefix("model."))
+    assert torch.equal(rewards_of(run), expected_rewards())
+
+
+@pytest.mark.parametrize("new_name, message", [
+    (lambda name: name.replace("model.layers.1", "layers.1"), "begin with model. .*others do not"),
+    (lambda name: name.replace("model.norm", "norm"), "begin with model. .*norm.weight"),
+    (lambda name: name.replace("model.layers.1", "module.model.layers.1"),
+     "names of layers begin with '' and with 'module.'"),
+])
+def test_names_that_begin_in_two_ways_are_refused(run, new_name, message):
+    rename(run, new_name)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_model(run, fresh_head=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_beginning_that_nobody_knows_is_shown(run):
+    rename(run, lambda name: f"critic.{name}")
+    with pytest.raises(CheckpointError, match="missing: model.*; not expected: critic.model.* more"):
+        open_model(run, fresh_head=True)
+
+
+def test_two_tensors_of_one_name_are_refused(run):
+    tensors = load_file(run / "model.safetensors")
+    double = {f"module.{name}": tensor + 1 for name, tensor in tensors.items()}
+    save_file(tensors | double, run / "model.safetensors")
+    with pytest.raises(CheckpointError, match="two tensors are called .*refusing to guess"):
+        open_model(run)
+
+
+# ---------------------------------------------------------------- numbers that are none
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_number_that_is_none_is_named_with_its_file_when_the_weights_are_read(run, bad, dtype):
+    tensors = load_file(run / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = bad
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    save_file(tensors, run / "model.safetensors")
+    model = open_model(run)  # its weights are not read yet, so this costs nothing
+    expected = r"model.safetensors: model.layers.1.mlp.up_proj.weight holds NaN or infinity"
+    with pytest.raises(CheckpointError, match=expected):
+        model.take_weights("cpu")
+    model = open_model(run)
+    model.requires_grad_(False)  # what is not trained keeps its type
+    with pytest.raises(CheckpointError, match=expected):
+        model.take_weights("cpu")
+
+
+def test_the_name_is_the_one_in_the_file(run):
+    tensors = load_file(run / "model.safetensors")
+    tensors["score.weight"][0, 0] = float("nan")
+    save_file(tensors, run / "model.safetensors")
+    rename(run, lambda name: "module." + name.replace("score", "value_head"))
+    with pytest.raises(CheckpointError, match="safetensors: module.value_head.weight holds NaN"):
+        RewardModel.from_pretrained(run)
+
+
+def test_large_numbers_are_numbers(run):
+    tensors = load_file(run / "model.safetensors")
+    tensors["model.embed_tokens.weight"][:3] = 3e38  # their sum is infinite
+    save_file(tensors, run / "model.safetensors")
+    assert RewardModel.from_pretrained(run).model.embed_tokens.weight.max() > 1e38
 
 
 # ---------------------------------------------------------------- LLaMA-Factory, there and back

@@ -75,6 +75,18 @@ def test_messages_are_prompts_too_and_other_system_turns_make_other_prompts():
     assert found[2][1]["system"] == "Be brief." and found[3][1]["history"] == [["x", "y"]]
 
 
+@pytest.mark.parametrize("field", [
+    "context", "Context", "system_prompt", "document", "passage", "article", "background",
+])
+def test_answers_about_two_texts_are_never_compared(field):
+    """"Summarise." asks for something else with every document."""
+    texts = ["Doc A", "Doc B", "Doc A"]
+    rows = [graded("Summarise.", str(i), i, **{field: text}) for i, text in enumerate(texts)]
+    found = [row for _, row in group(*rows)]
+    assert [row["responses"] for row in found] == [["0", "2"], ["1"]], "they answer other prompts"
+    assert [row[field] for row in found] == ["Doc A", "Doc B"]
+
+
 def test_fields_of_the_answers_are_kept_one_value_an_answer():
     [(_, row)] = group(
         graded("q", "a", 1, source="s", id=1, model="m"), graded("q", "b", 2, source="s", id=2)

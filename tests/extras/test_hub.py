@@ -38,6 +38,10 @@ DATA = [
     "pieces/train-00001-of-00002.csv",
     "pieces/test-00000-of-00001.csv",
     "subsets/a/x.jsonl",
+    "capitals/B.JSONL",
+    "holes/train-00000-of-00003.csv",
+    "holes/train-00002-of-00003.csv",
+    "packed/a.jsonl.zst",
 ]
 ROW = '{"prompt": "Which colour is grass?", "response": "It is green."}\n'
 
@@ -259,6 +263,18 @@ def test_of_a_folder_of_a_data_set_the_data_files_are_fetched(server):
     assert sorted(file.name for file in path.iterdir()) == names
 
 
+def test_a_file_with_its_ending_in_capitals_is_fetched_with_its_folder(server):
+    hub.data_file("hub:owner/prefs/capitals")
+    assert fetched(server) == ["capitals/B.JSONL"]
+
+
+@pytest.mark.parametrize("name", ["packed", "packed/a.jsonl.zst"])
+def test_a_packed_file_is_refused_before_it_is_fetched(server, name):
+    with pytest.raises(DataError, match="^hub:owner/prefs/packed/a.jsonl.zst: a packed file; unp"):
+        hub.data_file(f"hub:owner/prefs/{name}")
+    assert fetched(server) == []
+
+
 def test_a_star_fetches_the_files_that_it_matches(server):
     path = hub.data_file("hub:owner/prefs/pieces/train-*.csv")
     assert fetched(server) == [f"pieces/train-0000{i}-of-00002.csv" for i in (0, 1)]
@@ -270,11 +286,13 @@ def test_a_star_fetches_the_files_that_it_matches(server):
     ("owner/prefs@v1/pieces", "several splits; choose: {}/test-0*.csv, {}/train-0*.csv"),
     ("owner/prefs/pieces/*.csv", "several splits; choose: {}/test-0*.csv, {}/train-0*.csv"),
     ("owner/prefs/subsets", "rows in subfolders; choose: {}/a"),
+    ("owner/prefs/holes", "not all pieces are here, missing: train-00001-of-00003.csv; {}"),
 ])
 def test_of_several_splits_nothing_is_fetched(server, address, message):
     with pytest.raises(DataError) as caught:
         hub.data_file(f"hub:{address}")
     folder = f"hub:{address}".removesuffix("/*.csv")
+    message = message.replace("csv; {}", "csv; to read only some pieces, name each")
     assert str(caught.value) == f"{folder}: {message.format(folder, folder)}"
     assert fetched(server) == [], "gigabytes would be fetched before the refusal"
 
@@ -282,7 +300,9 @@ def test_of_several_splits_nothing_is_fetched(server, address, message):
 def test_the_name_of_a_data_set_lists_what_there_is_to_choose_from(server):
     with pytest.raises(DataError) as caught:
         hub.data_file("hub:owner/prefs")
-    choices = "/pieces/test-0*.csv (38 bytes), /pieces/train-0*.csv (78 bytes), "
+    choices = "/capitals/B.JSONL (24 bytes), /holes/train-0*.csv (76 bytes), "
+    choices += "/packed/a.jsonl.zst (26 bytes), /pieces/test-0*.csv (38 bytes), "
+    choices += "/pieces/train-0*.csv (78 bytes), "
     choices += "/subsets/a/x.jsonl (25 bytes), /train/more.json (23 bytes), "
     choices += "/train/pairs.jsonl (25 bytes), /train/pairs.parquet (27 bytes)"
     assert str(caught.value) == f"hub:owner/prefs: which file? Add one of {choices}"

@@ -81,8 +81,8 @@ def test_two_values_for_one_field_are_refused():
     ["one", "two words"],
 ])
 def test_answers_without_a_prompt_beside_text_are_refused(row, value):
-    row = row | {"query": value, "context": value, "n": 3}
-    message = "no prompt, and text in 'query', 'context': name the prompt with --prompt-field, or"
+    row = row | {"query": value, "note": value, "n": 3}
+    message = "no prompt, and text in 'query', 'note': name the prompt with --prompt-field, or"
     refused(row, message + " --prompt-field '' where there is none")
     assert to_native(row, "row", {"prompt": ""})["query"] == value
 
@@ -105,7 +105,8 @@ def test_text_beside_a_prompt_is_kept_and_not_refused():
     native = to_native({"chosen": FIRST_ROUND, "rejected": OTHER_ROUND} | notes, "row")
     assert native["prompt"] == QUESTION
     apart = {"chosen": FIRST_ROUND, "rejected": [user("Other?"), *BAD]}
-    assert to_native(apart | notes, "row")["prompt"] == [], "each dialogue has its own prompt"
+    with pytest.raises(DataError, match="the responses answer different prompts"):
+        to_native(apart | notes, "row")
 
 
 # ---------------------------------------------------------------- pictures, tools

@@ -74,3 +74,14 @@ def test_minimind_puts_an_empty_think_block_into_the_last_answer():
     )
     response = tokenizer.backend.decode(hello[start:].tolist(), skip_special_tokens=False)
     assert response.endswith("Hello.<|im_end|>")
+
+
+@needs_shared
+@pytest.mark.parametrize("folder", REAL)
+def test_plain_dialogues_are_not_said_to_be_changed(folder):
+    answers = ["a", " b \n", "\n\nc\n\n\nd", "\te\r\nf", "<b>&amp; \"q\" \\n</b>", "é e\u0301 \u00a0",
+               "{{ m }} {% x %}", "user", "Assistant", "<think> not closed"]
+    for answer in answers:
+        for prompt in (answer, [user("x"), assistant(answer), user(" So?\n")]):
+            row = parse_row({"prompt": prompt, "chosen": answer, "rejected": "No."})
+            assert real_tokenizer(folder).encode_row(row)[2] == [], answer

@@ -7,7 +7,7 @@ import pytest
 from conftest import write_rows
 
 from data import DataError, json_rows, read_rows
-from extras import folders, hub, sources
+from extras import folders, hub, json_files, sources
 
 ROWS = [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad"} for i in range(3)]
 
@@ -93,7 +93,7 @@ def test_an_object_with_two_splits_is_refused_by_their_names(tmp_path):
     for indent in (None, 2):
         text = json.dumps({"train": ROWS, "test": ROWS}, indent=indent)
         (tmp_path / "f.json").write_text(text)
-        assert "rows of several splits (train, test)" in refusal(tmp_path / "f.json")
+        assert "several lists of rows (train, test)" in refusal(tmp_path / "f.json")
 
 
 MESSAGES = [{"role": "user", "content": "q"}]
@@ -130,7 +130,7 @@ def test_lines_that_each_look_like_a_container_stay_rows(tmp_path):
 def test_columns_in_the_place_of_rows_are_refused(tmp_path):
     columns = {"prompt": {"0": "q", "1": "q"}, "chosen": {"0": "a", "1": "b"}}
     (tmp_path / "f.json").write_text(json.dumps(columns))  # as pandas.to_json writes
-    assert "an object of objects (prompt, chosen); write a list of rows" in refusal(
+    assert "an object of objects (prompt, chosen), not a list of rows" in refusal(
         tmp_path / "f.json"
     )
 
@@ -163,6 +163,14 @@ def test_what_holds_no_rows_is_left_aside_by_name_and_said_once(tmp_path, capsys
       "test-00000-of-00001-0a1b2c.parquet"], ["test-0*.parquet", "train-0*.parquet"]),
     (["train_sft-00000-of-00001.json", "train_prefs-00000-of-00001.json"],
      ["train_prefs-0*.json", "train_sft-0*.json"]),
+    (["train.jsonl", "held_out.jsonl"], ["held_out.jsonl", "train.jsonl"]),  # our own names
+    (["trainset.jsonl", "testset.jsonl"], ["testset.jsonl", "trainset.jsonl"]),
+    (["prefsTrain.jsonl", "prefsTest.jsonl"], ["prefsTest.jsonl", "prefsTrain.jsonl"]),
+    (["train.jsonl", "benchmark.jsonl"], ["benchmark.jsonl", "train.jsonl"]),
+    (["train.jsonl", "RewardBench.jsonl"], ["RewardBench.jsonl", "train.jsonl"]),
+    (["train.jsonl", "train_eval.jsonl"], ["train.jsonl", "train_eval.jsonl"]),
+    (["a.jsonl", "more/B.JSONL"], ["a.jsonl", "more"]),
+    (["a.jsonl", "more/b.jsonl.zst"], ["a.jsonl", "more"]),
 ])
 def test_splits_and_subfolders_are_never_mixed(tmp_path, names, choices):
     make_files(tmp_path, *names)
@@ -177,10 +185,41 @@ def test_splits_and_subfolders_are_never_mixed(tmp_path, names, choices):
     ["test_1.jsonl", "test_2.jsonl"],
     ["train-00000-of-00002.json", "train-00001-of-00002.json"],
     ["latest.jsonl", "trainer.jsonl", "contest.jsonl"],  # words, not parts of words
+    ["trainset.jsonl", "train.jsonl", "TrainData.json"],
+    ["B.JSONL", "C.Json", "a.jsonlines", "d.ndjson"],
 ])
 def test_files_that_belong_together_are_read_together(tmp_path, names):
     make_files(tmp_path, *names, "empty/notes.txt", ".cache/test.jsonl")
     assert [row["from"] for row in rows_of(tmp_path)] == sorted(names)
+
+
+def test_a_missing_piece_is_named_and_a_piece_alone_can_be_named(tmp_path):
+    make_files(tmp_path, "train-00000-of-00003.json", "train-00002-of-00003-ab.json")
+    for path in (tmp_path, tmp_path / "train-0*.json"):
+        message = refusal(path)
+        assert "missing: train-00001-of-00003.json; to read only some pieces, name each" in message
+    assert len(rows_of(tmp_path / "train-00000-of-00003.json")) == 1
+
+
+def test_a_packed_file_in_a_folder_is_not_called_no_rows(tmp_path):
+    make_files(tmp_path, "a.jsonl", "b.jsonl.zst")
+    assert "b.jsonl.zst: a packed file; unpack it" in refusal(tmp_path)
+    assert rows_of(tmp_path / "*.jsonl") == [{"from": "a.jsonl"}]
+
+
+@pytest.mark.parametrize("text", ['{"rows": 12}', '[{"rows": 12}]', '{\n"rows": 12\n}'])
+def test_a_json_file_of_other_fields_beside_the_data_is_named(tmp_path, text):
+    make_files(tmp_path, "train.jsonl", "more.json")
+    (tmp_path / "stats.json").write_text(text)
+    message = f"{tmp_path}/stats.json: no field in common with {tmp_path}/train.jsonl; move it"
+    assert message in refusal(tmp_path), "a stats.json would stop the run as a row without a prompt"
+
+
+def test_tables_are_known_by_endings_in_capitals_too(tmp_path):
+    (tmp_path / "F.CSV").write_text("prompt,chosen\nq,a\n")
+    (tmp_path / "F.TSV.GZ").write_bytes(gzip.compress(b"prompt\tchosen\nq\ta\n"))
+    (tmp_path / "F.JSONL.GZ").write_bytes(gzip.compress(b'{"prompt": "q", "chosen": "a"}\n'))
+    assert rows_of(tmp_path) == [{"prompt": "q", "chosen": "a"}] * 3
 
 
 def test_a_star_chooses_among_the_files_of_a_folder(tmp_path):
@@ -198,7 +237,7 @@ def test_ten_names_are_shown_and_the_others_counted(tmp_path):
 
 
 def test_every_split_that_a_file_can_name_is_one_that_an_object_can_hold():
-    assert folders.SPLITS.keys() <= sources.CONTAINERS
+    assert folders.SPLITS.keys() <= json_files.CONTAINERS
 
 
 def test_json_lines_are_not_read_into_memory_as_a_whole(tmp_path):
@@ -238,7 +277,15 @@ def test_files_and_folders_of_the_hub_are_read_like_those_here(tmp_path, monkeyp
     (b'{"a": \n{"b": 1}\n', "f.json:2: not JSON"),
     (b'{\n"a": 1\n}\n[2]', "f.json:4: not JSON"),
     (b"prompt,chosen,rejected\nq,a,b\n", "f.json: not JSON: it begins with 'prompt,chosen,reject"),
-    (b"<!DOCTYPE html>", "f.json: not JSON: it begins with '<!DOCTYPE html>'"),
+    (b"\n <!DOCTYPE html>", "f.json: a web page, not the data: the download failed"),
+    (b"<HTML>", "f.json: a web page, not the data"),
+    (b"<p>", "f.json: not JSON: it begins with '<p>'"),
+    (b"prompt,chosen\n", "(it looks like a table: name it .csv)"),
+    (b"chosen\trejected\n", "(it looks like a table: name it .tsv)"),
+    (gzip.compress(b"{}"), "f.json: gzip: give it a name that ends in .gz"),
+    (b"PAR1\x15", "f.json: Parquet: give it a name that ends in .parquet"),
+    ('{"a": 1}'.encode("utf-16"), "f.json: UTF-16 text: save it as UTF-8"),
+    (b"PK\x03\x04", "f.json: a packed file; unpack it"),
     (b"version https://git-lfs.github.com/spec/v1\n", "f.json: not the data, but a pointer to it"),
     (b"[" * 100_000, "f.json: not JSON"),
     (b'{"a":' * 100_000, "f.json:1: not JSON"),

@@ -59,37 +59,6 @@ def test_a_long_cell_is_read_whole(tmp_path):
     assert rows_of_csv(tmp_path / "f.csv", f"a,b\n{text},y\n") == [{"a": text, "b": "y"}]
 
 
-def test_an_empty_cell_is_no_field(tmp_path):
-    assert rows_of_csv(tmp_path / "f.csv", 'a,b,c\n1,,""\n') == [{"a": "1"}]
-
-
-@pytest.mark.parametrize("column, cell, value", [
-    ("responses", '["a", "b"]', ["a", "b"]),
-    ("scores", "[1, 0.5]", [1, 0.5]),
-    ("ranks", "[1, 2]", [1, 2]),
-    ("tools", "[]", []),
-    ("messages", '[{"role": "user", "content": "q"}]', [{"role": "user", "content": "q"}]),
-    ("chosen", '[{"role": "assistant", "content": "q"}]', [{"role": "assistant", "content": "q"}]),
-    ("chosen", '{"role": "assistant", "content": "q"}', {"role": "assistant", "content": "q"}),
-    ("chosen", '[{"name": "answers may be JSON"}]', '[{"name": "answers may be JSON"}]'),
-    ("chosen", "[{x} for x in y]", "[{x} for x in y]"),
-    ("chosen", "5", "5"),
-    ("prompt", "null", "null"),
-    ("id", "0012", "0012"),
-    ("margin", "0.5", 0.5),
-    ("score", " -3 ", -3),
-    ("score_chosen", "1e2", 100.0),
-    ("label", "1", 1),
-    ("label", "chosen", "chosen"),
-    ("label", "true", "true"),
-    ("helpfulness", "4", 4),
-])
-def test_what_a_cell_becomes(tmp_path, column, cell, value):
-    quoted = cell.replace('"', '""')
-    [row] = rows_of_csv(tmp_path / "f.csv", f'x,{column}\ny,"{quoted}"\n')
-    assert row[column] == value and type(row[column]) is type(value)
-
-
 def test_a_table_trains_like_the_json_lines_with_the_same_rows(tmp_path):
     table = "prompt,responses,scores,margin\nq,\"[\"\"a\"\", \"\"b\"\"]\",\"[0, 2]\",0.5\n"
     [row] = rows_of_csv(tmp_path / "f.csv", table)
@@ -100,6 +69,25 @@ def test_a_table_trains_like_the_json_lines_with_the_same_rows(tmp_path):
 def test_rows_are_read_one_at_a_time(tmp_path):
     path = csv_file(tmp_path / "f.csv", "a,b\n1,2\n" + "x,y\n" * 10_000 + "broken\n")
     assert next(tables.csv_rows(path)) == (f"{path}:2", {"a": "1", "b": "2"})
+
+
+def test_a_column_without_a_name_is_called_by_its_position(tmp_path):
+    found = rows_of_csv(tmp_path / "f.csv", ",prompt,\n0,q,x\n")
+    assert found == [{"column 1": "0", "prompt": "q", "column 3": "x"}], "pandas writes an index so"
+
+
+@pytest.mark.parametrize("header, found", [
+    ("Prompt,Chosen,Rejected", "'Prompt', 'Chosen', 'Rejected'"),
+    ("Why is it blue?,Light.,Paint.", "'Why is it blue?', 'Light.', 'Paint.'"),
+    ("my, pipe|separated", "'my', ' pipe|separated'"),
+])
+def test_a_header_without_a_usual_name_is_shown_once(tmp_path, capsys, header, found):
+    for _ in range(2):
+        rows_of_csv(tmp_path / "f.csv", header + "\n" + "," * header.count(",") + "\n")
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path}/f.csv:1: no column has a usual name") and found in line
+    rows_of_csv(tmp_path / "g.csv", "prompt,my column\nq,x\n")
+    assert capsys.readouterr().err == "", "one known column shows that this is a header"
 
 
 # ---------------------------------------------------------------- CSV: refused
@@ -116,7 +104,8 @@ def test_rows_are_read_one_at_a_time(tmp_path):
     ("a,b\n1,2\n1,\0\n", "f.csv:3: a NUL byte"),
     ("a,scores\nx,high\n", "f.csv:2: field 'scores' is not JSON"),
     ("a,responses\nx,\"['a', 'b']\"\n", "f.csv:2: field 'responses' is not JSON"),
-    ("a,chosen\nx,\"[{'role': 'user', 'content': 'q'}]\"\n", "field 'chosen' is Python, not JSON"),
+    ("sep=,\na,b\n1,2\n", "f.csv:1: 'sep=' is a line for Excel: delete it"),
+    ("prompt|chosen|rejected\nq|a|b\n", "f.csv:1: cells are separated by a comma in .csv"),
 ])
 def test_a_table_that_would_be_misread_is_refused_in_one_line(tmp_path, text, message):
     assert message in refusal(tables.csv_rows(csv_file(tmp_path / "f.csv", text)))
@@ -144,6 +133,9 @@ def test_values_that_json_lacks_become_text_or_are_refused_by_name():
     assert tables.json_value(day, "f:1", "x") == "2024-06-12T08:30:00"
     assert tables.json_value(day.date(), "f:1", "x") == "2024-06-12"
     assert tables.json_value(decimal.Decimal("0.10"), "f:1", "x") == "0.10"
+    scores = tables.json_value([decimal.Decimal("0.5")], "f:1", "scores")
+    assert scores == [0.5], "a score as text orders nothing"
+    assert tables.json_value(decimal.Decimal("0.5"), "f:1", "margin") == 0.5
     nested = [{"when": day.time(), "n": None}, ("a", 1.5, True)]
     plain = [{"when": "08:30:00", "n": None}, ["a", 1.5, True]]
     assert tables.json_value(nested, "f:1", "x") == plain
