@@ -58,7 +58,7 @@ MORE_CASES = {
     # one after the other, no attention biases, the other GELU; all turns; several files, tied
     "gpt_neox-serial": (dict(num_attention_heads=2, use_parallel_residual=False, attention_bias=False, hidden_act="gelu_fast",
                              tie_word_embeddings=True, rope_parameters=dict(
-                                 rope_type="linear", rope_theta=10000.0, partial_rotary_factor=1.0, factor=4.0)), "20KB"),
+                                 rope_type="linear", rope_theta=1000.0, partial_rotary_factor=1.0, factor=4.0)), "20KB"),
     "gpt2": (dict(num_attention_heads=4, n_inner=40), "1GB"),
     "gpt2-untied": (dict(num_attention_heads=2, tie_word_embeddings=False), "20KB"),
     "olmo2": (dict(num_attention_heads=4, num_key_value_heads=2), "1GB"),

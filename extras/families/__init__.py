@@ -12,13 +12,16 @@ model.py computes Llama, Mistral, Qwen2 and Qwen3. Other decoders differ from Ll
     gpt2           LayerNorm           an embedding       one matrix, biases    GELU, no gate
     qwen3_moe      —                   —                  q, k normed           8 of 128 MLPs
 
-A family is one line of MORE_FAMILIES: what transformers calls it, and a file with two functions.
+A family is one line of MORE_FAMILIES: what transformers calls it, and a file with these functions:
 
     like_llama(config_json, where)      the config in words that model.read_config knows. What is
                                         not computed is refused by its key.
     change(model, config_json, where)   puts this family's parts into a model that was just built.
                                         At that time a model has names and shapes, but no numbers,
                                         so a part that is replaced costs nothing.
+
+    for_older_versions(config_json)     where a config is saved: what transformers 4 reads under
+                                        other keys. Only some families need it.
 
 All decoders keep three names: embed_tokens, layers, norm. So LoRA, sharding, --used-rows and the
 rest work without knowing families. Where Hugging Face has other names for them, NAMES says so, and
@@ -78,6 +81,8 @@ def build(config_json: dict, where: str) -> RewardModel:
     # It is saved under its own names, not under those of the family it is like.
     config.model_type = name
     config.config_json = config_json
+    if hasattr(family.file, "for_older_versions"):
+        config.config_json = config_json | family.file.for_older_versions(config_json)
     CLASS_NAMES[name] = family.class_name
     model = RewardModel(config)
     family.file.change(model, config_json, where)

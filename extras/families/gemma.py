@@ -33,7 +33,8 @@ from extras import rope_scaling
 from extras.families.gemma_attention import ALL, WINDOW, GemmaForm, Rules, what_is_seen
 from extras.families.parts import gelu_of, only
 from model import MLP, ROPE_NUMBERS, ROPE_RULES, Attention, CheckpointError, Config, Decoder
-from model import RewardModel, RMSNorm, positive_number, read_rope, rope_settings, rotary_tables
+from model import RewardModel, RMSNorm, positive_number, read_rope, rope_settings, rope_type
+from model import rotary_tables
 
 # ---------------------------------------------------------------- config.json
 
@@ -70,6 +71,21 @@ def read_ropes(config_json: dict) -> dict[str, dict]:
     if config_json["model_type"] == "gemma3_text":
         near = {"rope_theta": config_json.get("rope_local_base_freq")}
     return {ALL: far, WINDOW: near}
+
+
+def for_older_versions(config_json: dict) -> dict:
+    """Where transformers 4 looks for the two ropes of Gemma 3."""
+    if config_json["model_type"] == "gemma2":
+        return {}
+    ropes = read_ropes(config_json)
+    scaling = dict(ropes[ALL])
+    keys = {
+        "rope_theta": scaling.pop("rope_theta"),
+        "rope_local_base_freq": ropes[WINDOW]["rope_theta"],
+    }
+    if rope_type(config_json | {"rope_parameters": ropes[ALL]}) != "default":
+        keys["rope_scaling"] = scaling
+    return keys
 
 
 def kinds_of_layers(config_json: dict, where: str) -> list[str]:

@@ -35,10 +35,7 @@ def like_llama(config_json: dict, where: str) -> dict:
     """The config in words that model.read_config knows."""
     gelu_of(config_json, "hidden_act", where)
     eps = positive_number(config_json, "layer_norm_eps", where, (int, float))
-    theta = config_json.get("rotary_emb_base")
-    if theta is None:
-        theta = config_json.get("rope_theta")
-    rope = {"rope_theta": theta} | rope_settings(config_json)
+    rope = rope_settings(config_json) | {"rope_theta": read_theta(config_json)}
     rope.pop("partial_rotary_factor", None)
     return config_json | {
         "model_type": "llama",
@@ -51,6 +48,23 @@ def like_llama(config_json: dict, where: str) -> dict:
         "rope_scaling": None,
         "rope_parameters": rope,
     }
+
+
+def read_theta(config_json: dict):
+    """rope_theta, under the name that it had, or that it has in transformers 5."""
+    older = config_json.get("rotary_emb_base")
+    if older is None:
+        older = config_json.get("rope_theta")
+    return rope_settings(config_json).get("rope_theta", older)
+
+
+def for_older_versions(config_json: dict) -> dict:
+    """Where transformers 4 looks for what transformers 5 has among rope's settings."""
+    keys = {"rotary_emb_base": read_theta(config_json)}
+    part = rope_settings(config_json).get("partial_rotary_factor")
+    if part is not None:
+        keys["rotary_pct"] = part
+    return keys
 
 
 # ---------------------------------------------------------------- the decoder

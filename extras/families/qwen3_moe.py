@@ -28,6 +28,12 @@ def like_llama(config_json: dict, where: str) -> dict:
     return config_json | {"model_type": "qwen3"}
 
 
+def for_older_versions(config_json: dict) -> dict:
+    """Where transformers 4 looks for the number of experts."""
+    older = config_json.get("num_local_experts")
+    return {"num_experts": config_json.get("num_experts", older)}
+
+
 def change(model: RewardModel, config_json: dict, where: str) -> None:
     """Take the place of the MLP, in most layers or in all."""
     defaults = {

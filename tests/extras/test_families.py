@@ -198,6 +198,20 @@ def test_a_config_without_architectures_is_saved_as_its_family(tmp_path):
     assert saved["no_rope_layers"] == [1, 0]
 
 
+@pytest.mark.parametrize("case, expected", [
+    ("gpt_neox-serial", {"rotary_pct": 1.0, "rotary_emb_base": 1000.0}),
+    ("gemma3_text", {"rope_theta": 1000.0, "rope_local_base_freq": 10.0,
+                     "rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    ("qwen3_moe", {"num_experts": 5}),
+])
+def test_a_saved_config_says_it_in_the_words_of_older_versions_too(case, expected, tmp_path):
+    model = RewardModel.from_pretrained(FIXTURES / case)
+    model.save_pretrained(tmp_path, pad_token_id=0, state=model.state_dict())
+    saved = read_json(tmp_path / "config.json")
+    for key, value in expected.items():
+        assert saved[key] == value, f"{key}: transformers 4 would take its default"
+
+
 @pytest.mark.parametrize("case, prefix, mask", [
     ("gpt2", "transformer.", "h.0.attn.bias"), ("gpt_neox", "gpt_neox.", "layers.0.attention.bias")
 ])
