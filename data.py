@@ -405,6 +405,8 @@ def is_plain(messages):
     return all(message.keys() == {"role", "content"} for message in messages)
 
 
+# transformers does not take the rules of these classes from tokenizer.json.
+OTHER_RULES = ("LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast")
 PROBE = "aB é 日本 🙂"  # what a tokenizer that keeps everything keeps
 
 
@@ -434,8 +436,10 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         self.backend, self.config, self.where = backend, config, where
-        add_missing_tokens(backend, config)
-        self.names = names_of_tokens(config)
+        self.names = special_tokens(config)
+        # Some hold "</s>" as ordinary text, which would come apart into "<", "/", …
+        known = {token.content for token in backend.get_added_tokens_decoder().values()}
+        backend.add_special_tokens([token for token in self.names.values() if token not in known])
         special = [t.content for t in backend.get_added_tokens_decoder().values() if t.special]
         self.special = re.compile("|".join(map(re.escape, special)) or "(?!)")  # never
         self.bos = self.find_bos()
@@ -568,7 +572,7 @@ class Tokenizer:
         """
         candidates = [self.names.get(f"{name}_token") for name in ("pad", "unk", "bos")]
         ids = [self.backend.token_to_id(token) for token in candidates if token]
-        vocab_size = self.config.get("vocab_size") or 2**31  # of the model
+        vocab_size = self.config.get("model", {}).get("vocab_size") or 2**31
         for pad_id in (*ids, 0, 1):  # of any two ids one is not the end token
             if pad_id != self.end_id and pad_id < vocab_size:
                 return pad_id
@@ -580,12 +584,16 @@ class Tokenizer:
         chat_template: a file, or the name of one of several templates of the folder.
         """
         folder = Path(folder)
-        if not (folder / "tokenizer.json").exists():
-            raise DataError(no_tokenizer(folder))
+        config = read_object(folder / "tokenizer_config.json")
+        config |= {"model": read_object(folder / "config.json"), "chosen_template": chat_template}
         try:
-            backend = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
-            config = read_settings(folder) | {"chosen_template": chat_template}
-            split_as_the_class_does(backend, config)
+            if is_plain_folder(folder, config):
+                text = (folder / "tokenizer.json").read_text("utf-8")
+                backend = tokenizers.Tokenizer.from_str(text)
+            else:
+                from extras import tokenizer_folders
+
+                backend, config = tokenizer_folders.read(folder, config)
             return open_tokenizer(backend, config, str(folder))
         except DataError:
             raise
@@ -621,54 +629,13 @@ class Tokenizer:
             "model_max_length": max_length,
             "padding_side": "right",
         }
-        # Flags such as lstrip are in tokenizer.json. transformers wants texts here.
         config |= self.names | {"pad_token": self.backend.id_to_token(self.pad_id)}
-        more = list(map(content_of_token, more_tokens(config)))
-        if more:
-            config.pop("extra_special_tokens", None)
-            config["additional_special_tokens"] = more
-        for of_this_program in ("vocab_size", "model_type", "chosen_template"):
+        for of_this_program in ("model", "chosen_template"):
             config.pop(of_this_program, None)
         # Not backend.save: on a full disk it raises a bare Exception, not an OSError.
         (Path(folder) / "tokenizer.json").write_text(self.backend.to_str(pretty=True), "utf-8")
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (Path(folder) / "tokenizer_config.json").write_text(text, "utf-8")
-
-
-def no_tokenizer(folder):
-    """Why a folder without a tokenizer.json cannot be used, and what to do."""
-    others = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "tekken.json")
-    found = [name for name in others if (folder / name).exists()]
-    if not found:
-        return f"{folder}: no tokenizer.json"
-    return (
-        f"{folder}: no tokenizer.json, only {', '.join(found)}; write one with transformers: "
-        "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-    )
-
-
-def read_settings(folder):
-    """What a folder says about its tokenizer. Where files differ, transformers' rules hold."""
-    config = read_object(folder / "tokenizer_config.json")
-    if "added_tokens_decoder" not in config:  # the two files that were there before it
-        config |= read_object(folder / "special_tokens_map.json")
-        special = [*named_tokens(config).values(), *more_tokens(config)]
-        special = list(map(content_of_token, special))
-        decoder = {}
-        for content, token_id in read_object(folder / "added_tokens.json").items():
-            decoder[str(token_id)] = {"content": content, "special": content in special}
-        if decoder:
-            config["added_tokens_decoder"] = decoder
-    templates = {}
-    if (folder / "chat_template.jinja").exists():
-        templates["default"] = (folder / "chat_template.jinja").read_text("utf-8")
-    for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        templates[file.stem] = file.read_text("utf-8")
-    if templates:  # then those of tokenizer_config.json do not count
-        named = [{"name": name, "template": source} for name, source in templates.items()]
-        config["chat_template"] = named
-    model = read_object(folder / "config.json")
-    return config | {"vocab_size": model.get("vocab_size"), "model_type": model.get("model_type")}
 
 
 def read_object(path):
@@ -681,81 +648,25 @@ def read_object(path):
         raise DataError(f"{path}: not a JSON object ({e})") from None
 
 
-def split_as_the_class_does(backend, config):
-    """The rules by which two classes of tokenizers cut text into words.
-
-    transformers 5 takes only the vocabulary from the tokenizer.json of these classes. So a saved
-    folder names another class: one whose tokenizer.json holds the rules.
-    """
-    name = str(config.get("tokenizer_class")).removesuffix("Fast")
-    if name not in ("LlamaTokenizer", "GPT2Tokenizer"):
-        return
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if config["model_type"] in ("mistral", "qwen2"):  # their class is not asked for
-        return
-    prefix = config.get("add_prefix_space")
-    rules = tokenizers.pre_tokenizers
-    if name == "GPT2Tokenizer":
-        backend.normalizer = None
-        backend.pre_tokenizer = rules.ByteLevel(add_prefix_space=bool(prefix))
-    elif "ByteLevel" not in f"{backend.pre_tokenizer} {backend.decoder}":
-        prepend = "always" if config.get("legacy") else "first"
-        if prefix is False:
-            prepend = "never"
-        backend.normalizer = None
-        backend.pre_tokenizer = rules.Metaspace("▁", prepend_scheme=prepend, split=False)
+def is_plain_folder(folder, config):
+    """Whether tokenizer.json and tokenizer_config.json say everything, and there is both."""
+    others = {"special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+              "additional_chat_templates"}
+    settings = {"added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"}
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if "tokenizer.json" not in files or files & others or config.keys() & settings:
+        return False
+    return config.get("tokenizer_class") not in OTHER_RULES
 
 
-def add_missing_tokens(backend, config):
-    """Tokens that tokenizer.json does not have, in the order in which transformers adds them.
-
-    Some tokenizer.json hold "</s>" as ordinary text, which would come apart into "<", "/", …
-    """
-    tokens = []
-    decoder = config.get("added_tokens_decoder") or {}
-    for token_id in sorted(decoder, key=int):
-        tokens.append(tokenizers.AddedToken(**decoder[token_id]))
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    known |= {token.content for token in tokens}
-    for token in [*named_tokens(config).values(), *more_tokens(config)]:
-        flags = {"special": True}
-        if isinstance(token, dict):
-            flags |= {name: flag for name, flag in token.items() if name != "__type"}
-        else:
-            flags["content"] = token
-        if flags["content"] not in known:
-            tokens.append(tokenizers.AddedToken(**flags))
-    backend.add_tokens(tokens)
-
-
-def named_tokens(config):
-    """All tokens that have a name, such as bos_token: each a text, or a dict with its flags."""
-    more = config.get("extra_special_tokens")
-    more = more if isinstance(more, dict) else {}
-    standard = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
-    others = [name for name in config if name.endswith("_token")]
-    named = {}
-    for name in [*standard, *others, *more]:
-        token = more.get(name) or config.get(name)
-        if isinstance(content_of_token(token), str) and token:
-            named[name] = token
-    return named
-
-
-def names_of_tokens(config):
-    """{"bos_token": "<s>", …}"""
-    return {name: content_of_token(token) for name, token in named_tokens(config).items()}
-
-
-def more_tokens(config):
-    """Special tokens without a name: each a text, or a dict with its flags."""
-    more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    return [] if isinstance(more, dict) else more
-
-
-def content_of_token(token):
-    """The text of a token that may be {"content": "<s>", "lstrip": false, …}."""
-    return token["content"] if isinstance(token, dict) and "content" in token else token
+def special_tokens(config):
+    """{"bos_token": "<s>", …}: each is a text in the settings, or {"content": "<s>", …}."""
+    names = {}
+    for name, token in config.items():
+        token = token.get("content") if isinstance(token, dict) else token
+        if name.endswith("_token") and isinstance(token, str) and token:
+            names[name] = token
+    return names
 
 
 def open_tokenizer(backend, config, where):

@@ -121,7 +121,7 @@ class TemplateTokenizer(Tokenizer):
         changed = {"prompt": False, "response": False}
         unread = set()
         for response, text in zip(row.responses, texts):
-            if not stands_in(text, [said_in(row.prompt), row.tools]):
+            if not stands_in(text, said_in(row.prompt)) or not stands_in(text, row.tools):
                 changed["prompt"] = True
             if not stands_in(after_prompt(row, prompt_text, text), said_in(response)):
                 changed["response"] = True
@@ -219,16 +219,21 @@ def unread_fields(text: str, messages: Messages) -> set[str]:
 
 
 def stands_in(text: str, value) -> bool:
-    """Whether a text has all the texts in a value: a list of contents, of calls, of tools."""
-    for said in texts_in(value):
-        if said.strip() in text:
-            continue
+    """Whether a text has all the texts in a value: a list of contents, of calls, of tools.
+
+    Each has a place of its own: a system turn "rhyme" is not found in "What is a rhyme?".
+    """
+    rest = text
+    for said in sorted(texts_in(value), key=len, reverse=True):
         escaped = json.dumps(said, ensure_ascii=False)[1:-1]  # as templates write tool calls
-        if escaped in text:
-            continue
-        # Templates may write white space in their own way: <think>\nSo.\n</think>\n\nYes.
-        if "".join(said.split()) not in "".join(text.split()):
-            return False
+        for written in (said.strip(), escaped):
+            if written in rest:
+                rest = rest.replace(written, "\0", 1)
+                break
+        else:
+            # Templates may write white space in their own way: <think>\nSo.\n</think>\n\nYes.
+            if "".join(said.split()) not in "".join(rest.split()):
+                return False
     return True
 
 
@@ -236,6 +241,8 @@ def texts_in(value):
     """Every text in a value that came from JSON, but no types and ids."""
     if isinstance(value, str):
         yield value
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield json.dumps(value)
     elif isinstance(value, list):
         for item in value:
             yield from texts_in(item)

@@ -69,10 +69,15 @@ def named_templates(config: dict, where: str) -> dict[str, str]:
     return named
 
 
-def read_template(path: str) -> str:
+def read_template(path: str | Path) -> str:
     """A template from a file.  Raises: DataError."""
     try:
-        return Path(path).read_text("utf-8")
+        source = Path(path).read_text("utf-8")
+        if Path(path).suffix == ".json":  # as old folders have it: {"chat_template": "…"}
+            source = json.loads(source)["chat_template"]
+        return source
+    except (KeyError, TypeError):
+        raise DataError(f"--chat-template {path}: no 'chat_template' in this JSON") from None
     except (OSError, ValueError) as e:
         reason = getattr(e, "strerror", None) or "not UTF-8 text"
         raise DataError(f"--chat-template {path}: {reason}") from None
@@ -100,6 +105,8 @@ def compile_template(source: str, where: str) -> jinja2.Template:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now
+    # With these two a text would be another one each time that it is rendered.
+    del environment.globals["lipsum"], environment.filters["random"]
     # {% generation %} marks what the assistant says, for those who train on these tokens alone.
     # Here it is only a scope for variables, which jinja2 calls {% with %}.
     source = re.sub(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})", r"\1\2with\3", source)

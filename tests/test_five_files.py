@@ -171,9 +171,10 @@ def test_an_option_whose_extra_is_missing_says_so_in_one_line(name, found):
 # ---------------------------------------------------------------- doors, and who imports whom
 
 DOORS = {
-    "model.open_model", "model.empty_model", "data.parse_row", "data.json_rows", "data.open_tokenizer",
-    "data.batch_function", "eval.report", "eval.command_report", "eval.Scorer.read_row",
-    "data.grouped", "train_rm.run", "train_rm.toy_data", "train_rm.final_report", "train_rm.prepare", "train_rm.move_to_device",
+    "model.open_model", "model.empty_model", "data.parse_row", "data.json_rows",
+    "data.open_tokenizer", "data.Tokenizer.from_folder", "data.batch_function", "eval.report",
+    "eval.command_report", "eval.Scorer.read_row", "data.grouped", "train_rm.run",
+    "train_rm.toy_data", "train_rm.final_report", "train_rm.prepare", "train_rm.move_to_device",
 }
 
 

@@ -324,8 +324,10 @@ def test_white_space_alone_is_no_change_and_a_lost_word_is_one():
 
 def test_a_field_of_a_message_that_the_template_does_not_write_is_listed():
     answer = [assistant("So.") | {"language": "English", "turn": 1, "id": "x"}]
-    assert notes_of(CONTENTS, chosen=answer) == ["field that nobody read: language"]
-    assert notes_of(CONTENTS.replace("m.content", "m.content ~ m.language"), chosen=answer) == []
+    unread = ["field that nobody read: language", "field that nobody read: turn"]
+    assert notes_of(CONTENTS, chosen=answer) == unread
+    writes = CONTENTS.replace("m.content", "m.content ~ m.language ~ m.turn")
+    assert notes_of(writes, chosen=answer) == []
 
 
 def test_a_message_that_only_calls_tools_is_rendered_as_one_with_empty_content():
@@ -379,3 +381,16 @@ def test_a_dialogue_that_the_template_refuses_stops_or_is_counted():
     kept = list(examples_of(rows, tokenizer, 60, audit, skip_bad_rows=True))
     assert len(kept) == 1
     assert audit.left_out["refused by the template"] == 1
+
+
+@pytest.mark.parametrize("template, system, question", [
+    ("{% for m in messages if m.role != 'system' %}{{ m.content }}|{% endfor %}</s>", "rhyme",
+     "a rhyme?"),
+    ("{% for m in messages[-2:] %}{{ m.content }}|{% endfor %}</s>", "no", "no ok"),
+])
+def test_a_turn_that_is_left_out_is_not_found_inside_another_one(template, system, question):
+    turns = [{"role": "system", "content": system}, user(question)]
+    row = parse_row({"prompt": turns, "chosen": "yes", "rejected": "maybe"})
+    audit = Audit()
+    list(examples_of([row], tokenizer_with(template), 60, audit))
+    assert audit.notes["the template changed the prompt, or left some of it out"] == 1

@@ -74,6 +74,8 @@ def test_loops_may_break_and_white_space_around_tags_is_trimmed():
     ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
     ("{% for i in range(10 ** 7) %}{% endfor %}", "Range too big"),
     ("{{ 1 // 0 }}", "division"),
+    ("{{ lipsum() }}", "undefined"),
+    ("{{ ['a', 'b'] | random }}", "not valid"),
     ("{{ raise_exception('one\n  two') }}", "one two"),
     ("{% for m in messages %}{{ m", "not valid"),
     ("{% nothing %}", "not valid"),
