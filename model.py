@@ -245,13 +245,17 @@ class Decoder(nn.Module):
         cos, sin = rotary_tables(self.config, form.positions(input_ids))  # (T, P) each
         # float32, also where the embedding is kept in bfloat16: every layer adds to this sum.
         x = self.embed_tokens(input_ids).float()  # (R, T, D)
+        return self.through_layers(x, cos, sin, form)
+
+    def through_layers(self, x: Tensor, *context) -> Tensor:
+        """All layers and the last norm. Each layer gets x and the context.  (R, T, D) -> same"""
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 # Keep only x for the backward pass, which computes the layer again: memory for
                 # one layer instead of all, for a third more work (Chen et al. 2016).
-                x = checkpoint(layer, x, cos, sin, form, use_reentrant=False)
+                x = checkpoint(layer, x, *context, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, form)
+                x = layer(x, *context)
         return self.norm(x)
 
 
@@ -453,6 +457,12 @@ def load(model: RewardModel, state: dict[str, Tensor], folder: Path):
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+# Not ours to compute: the language-model head, and in some old checkpoints tables: frequencies of
+# rope, and causal masks, which are called "bias" there.
+LEFT_OUT = ("lm_head.weight", "embed_out.weight", "rotary_emb.inv_freq")
+LEFT_OUT += (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+
+
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Name -> tensor of all safetensors of a folder. They are mapped: memory is used when read."""
     state = {}
@@ -462,11 +472,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as e:
             raise CheckpointError(f"{file}: not a complete safetensors file ({e})") from None
         for name, tensor in tensors.items():
+            if name.endswith(LEFT_OUT):
+                continue
             if tensor.dtype not in WEIGHT_DTYPES:
                 raise CheckpointError(f"{file}: {name} is {tensor.dtype}: quantised weights?")
-            # Not ours to compute: the language-model head, and tables in some old checkpoints.
-            if name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq"):
-                state[name] = tensor
+            state[name] = tensor
     return state
 
 
