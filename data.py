@@ -11,7 +11,7 @@ things happen to it before a model sees it, and each has its classic mistake:
 Nothing is left out silently: rows read = rows kept + rows left out, counted by reason.
 
 Most rows hold two responses: one pair. A row of K responses gives all pairs that are not tied, and
-they weigh as much as one pair together, so a prompt counts once (Ouyang et al. 2022, eq 1: the
+together they weigh as much as one pair, so a prompt counts once (Ouyang et al. 2022, eq 1: the
 1 / (K choose 2)).
 
 Shapes: R sequences in a batch, each in a row of its own: two for a pair
@@ -24,7 +24,6 @@ import gzip
 import hashlib
 import itertools
 import json
-import math
 import math
 import re
 import string
@@ -176,7 +175,8 @@ def read_response(value, prompt, where, field):
         last = response[-1]["role"]
         raise DataError(f"{where}: field {field!r} ends with a turn of {last!r}")
     if response and prompt and prompt[-1]["role"] == response[0]["role"]:
-        raise DataError(f"{where}: field 'prompt' already ends with a turn of the assistant")
+        by = "the assistant" if response[0]["role"] == "assistant" else repr(response[0]["role"])
+        raise DataError(f"{where}: field 'prompt' already ends with a turn of {by}")
     return response
 
 
@@ -213,15 +213,17 @@ def to_messages(value, role, where, field):
     for message in value if isinstance(value, list) else [value]:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise DataError(f"{where}: field {field!r} is neither text nor chat messages")
-        more = {key: more for key, more in message.items() if more is not None}
-        ordered = {"role": message["role"], "content": content_of(message, where, field)}
-        ordered |= {key: value for key, value in more.items() if key not in ordered}
+        # Role and content first: equal prompts have equal hashes, in whatever order they came.
+        read = {"role": message["role"], "content": content_of(message, where, field)}
+        for name, more in message.items():
+            if name not in read and more is not None:  # tables have null where nothing is
+                read[name] = more
         try:
-            json.dumps(ordered, ensure_ascii=False).encode()
+            json.dumps(read, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             problem = "half of a surrogate pair, or a byte that is not UTF-8"
             raise DataError(f"{where}: field {field!r} holds {problem}") from None
-        messages.append(ordered)
+        messages.append(read)
     return messages
 
 
@@ -302,11 +304,7 @@ def json_rows(path):
         open_file = gzip.open if name.lower().endswith(".gz") else open
         try:
             with open_file(path, "rt", encoding="utf-8-sig", newline="\n") as lines:
-                start = []
-                for line in lines:
-                    start.append(line)
-                    if line.strip():
-                        break
+                start = up_to_text(lines)
                 first = "".join(start[-1:]).strip("\ufeff \t\n")
                 if first.startswith("{") and "\r" not in first.rstrip("\r"):
                     yield from parse_lines(itertools.chain(start, lines), name)
@@ -318,6 +316,19 @@ def json_rows(path):
     from extras import sources  # folders, tables, arrays, files on the hub, and what is no data
 
     yield from sources.json_rows(name)
+
+
+def up_to_text(lines):
+    """The lines up to the first one with text: it decides what a file holds.
+
+    They are kept, because a pipe can be read only once.
+    """
+    start = []
+    for line in lines:
+        start.append(line)
+        if line.strip():
+            break
+    return start
 
 
 def load_json(text):
@@ -886,9 +897,8 @@ class Audit:
         }
 
 
-def describe_audit(name, summary):
-    """The audit in a few lines for a terminal."""
-    a = summary
+def describe_audit(name, a):
+    """An audit's summary, a, in a few lines for a terminal."""
     left_out = f"{a['read'] - a['kept']} left out"
     reasons = [f"{count} {reason}" for reason, count in a["left_out"].items() if count]
     if reasons:

@@ -7,7 +7,7 @@
 
 RUN is a folder with config.json, tokenizer.json and safetensors, or owner/name on the Hugging Face
 hub. In all commands, and in training too, a text becomes a reward in one way: data.py reads,
-renders and encodes it, and model.py reads the reward at its end token.
+renders and encodes it, and model.py reads the reward at its last token.
 
 From Python:  model = RewardModel.from_pretrained("runs/toy")
               score(model, [{"prompt": "Which colour is grass?", "response": "It is green."}])
@@ -498,11 +498,10 @@ def command_rank(args, scorer):
         for field in ("scores", "ranks"):  # they follow their responses
             if isinstance(row.get(field), list) and len(row[field]) == len(order):
                 row[field] = [row[field][i] for i in order]
+        row.pop("responses", None)
         if args.best:
-            row.pop("responses", None)
             added = {"response": responses[0], "reward": rewards[0], "index": order[0]}
         else:
-            row.pop("responses", None)
             added = {"responses": responses, "rewards": rewards, "order": order}
         write_row(row, added, scorer)
 

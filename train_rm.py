@@ -496,18 +496,17 @@ def write_data(args, output, split, tokenizer, max_length):
 
 def write_both_sides(folder, split, tokenizer, max_length, skip_bad_rows):
     """The rows to train on and the held-out rows -> tokens. Returns the audits, by side."""
-    audits = {"train": Audit(), "held out": Audit()}
-    sides = []
-    for side, audit in audits.items():
-        rows = split.rows(side == "held out", audit)
-        sides.append(examples_of(rows, tokenizer, max_length, audit, skip_bad_rows))
-    write_tokens(folder, *sides)  # the rows are read here, one at a time, and fill the audits
-    both = audits["train"].prompts & audits["held out"].prompts
+    train, held_out = Audit(), Audit()
+    how = (tokenizer, max_length)
+    to_train = examples_of(split.rows(False, train), *how, train, skip_bad_rows)
+    to_hold_out = examples_of(split.rows(True, held_out), *how, held_out, skip_bad_rows)
+    write_tokens(folder, to_train, to_hold_out)  # the rows are read here, and fill the audits
+    both = train.prompts & held_out.prompts
     if both:
-        say(f"{len(both)} of {len(audits['held out'].prompts)} held-out prompts are also trained "
-            "on: a model looks better than it is on prompts that it has seen")
+        say(f"{len(both)} of {len(held_out.prompts)} held-out prompts are also trained on: a model "
+            "looks better than it is on prompts that it has seen")
     summaries = {}
-    for side, audit in audits.items():
+    for side, audit in (("train", train), ("held out", held_out)):
         summaries[side] = audit.summary()
         say(describe_audit(side, summaries[side]))
         if not summaries[side]["kept"]:
@@ -531,7 +530,6 @@ def open_examples(args, output, split, model, tokenizer, max_length):
 
 
 # ---------------------------------------------------------------- progress and metrics.jsonl
-
 
 METRICS = "metrics.jsonl"
 
@@ -884,6 +882,7 @@ def parse_options(argv=None):
 
 
 def add_data_options(add):
+    """Rows, and how to read them."""
     add("--model", help="folder with config.json, tokenizer.json and safetensors, or owner/name on "
         "the hub (default: a small decoder from scratch)")
     files = {"nargs": "+", "action": "extend", "metavar": "FILE"}
@@ -900,6 +899,7 @@ def add_data_options(add):
 
 
 def add_model_options(add):
+    """Used where no --model is given."""
     add("--hidden-size", type=int, default=64, help="width D (64)")
     add("--num-hidden-layers", type=int, default=2, help="depth (2)")
     add("--num-attention-heads", type=int, default=4, help="heads, each D / heads wide (4)")
@@ -907,6 +907,7 @@ def add_model_options(add):
 
 
 def add_step_options(add):
+    """Rows of a step, number of steps, AdamW."""
     add("--epochs", type=float, help="passes over the rows (1; toy world 2)")
     add("--max-steps", type=int, help="optimizer steps, instead of --epochs")
     add("--batch-size", type=int, help="rows of a step, over all processes (64; toy world 16)")
@@ -918,12 +919,14 @@ def add_step_options(add):
 
 
 def add_loss_options(add):
+    """The terms of loss.py."""
     add("--label-smoothing", type=float, default=0.0, help="share of labels that are flipped (0)")
     add("--center-rewards-coefficient", type=float, default=0.0, help="penalty on (r_w + r_l)² "
         "that keeps rewards around 0; TRL suggests 0.01 (0)")
 
 
 def add_speed_options(add):
+    """They change the time and memory of a step; some also which weights are trained."""
     add("--pack", **FLAG, help="a prompt once for all its responses, no padding: for real data")
     add("--bf16", **FLAG, help="bfloat16 autocast, float32 weights")
     add("--fp16", **FLAG, help="float16 autocast with loss scaling, float32 weights")
@@ -937,6 +940,7 @@ def add_speed_options(add):
 
 
 def add_output_options(add):
+    """What a run leaves, and when."""
     add("--output", metavar="RUN", help="run folder (default: runs/toy, or after --data)")
     add("--resume", metavar="RUN", help="continue this run, with its own options")
     add("--eval-steps", type=int, help="steps between evaluations (default: three in a run)")

@@ -42,6 +42,8 @@ from extras import heads
 from model import CLASS_NAMES, SHARD_BYTES, CheckpointError, RewardModel
 
 WRAPPERS = ("module.", "_orig_mod.", "pretrained_model.", "base_model.model.", "base_model.")
+# Language models of transformers whose class is not called …ForCausalLM after the family.
+LANGUAGE_MODELS = {"gpt2": "GPT2LMHeadModel", "gemma3_text": "Gemma3ForCausalLM"}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -129,7 +131,9 @@ def write_llamafactory(run: str, out: Path) -> None:
     config_json = dict(model.config.config_json)
     for key in CLASSIFIER_KEYS:
         config_json.pop(key, None)
-    config_json["architectures"] = [CLASS_NAMES[model.config.model_type] + "ForCausalLM"]
+    family = model.config.model_type
+    usual = CLASS_NAMES[family] + "ForCausalLM"
+    config_json["architectures"] = [LANGUAGE_MODELS.get(family, usual)]
     config_json["dtype"] = "float32"
     text = json.dumps(config_json, indent=2) + "\n"
     (out / "config.json").write_text(text, encoding="utf-8")

@@ -27,7 +27,7 @@ import json
 import zlib
 from typing import Iterator
 
-from data import NATIVE, DataError, each_key_once, parse_lines, refuse_constant
+from data import NATIVE, DataError, each_key_once, parse_lines, refuse_constant, up_to_text
 from extras import folders, hub
 
 Rows = Iterator[tuple[str, dict]]  # ("file:number", object)
@@ -46,13 +46,7 @@ def rows_of_json(path: str) -> Rows:
     open_file = gzip.open if path.lower().endswith(".gz") else open
     try:
         with open_file(path, "rt", encoding="utf-8-sig", newline="\n") as lines:
-            # Nothing is read twice, so that a pipe can be read too. The first line with text
-            # decides.
-            start = []
-            for line in lines:
-                start.append(line)
-                if line.strip():
-                    break
+            start = up_to_text(lines)
             first = "".join(start[-1:]).strip(BLANK)
             if not is_one_object(first):
                 yield from parse_document("".join(start) + lines.read(), path)

@@ -63,7 +63,9 @@ def train_less(model: RewardModel, frozen_layers: int, lora_rank: int) -> None:
     check_layers(len(layers), frozen_layers, lora_rank)
     if model.folder:
         model.base = hash_of_files(model.folder)
-    model.model.embed_tokens.requires_grad_(False)
+    for name, part in model.model.named_children():
+        if name not in ("layers", "norm"):  # the embedding; GPT-2 has one of positions too
+            part.requires_grad_(False)
     for layer in layers[:frozen_layers]:
         freeze(layer)
     if lora_rank:

@@ -8,7 +8,8 @@ Two kinds of rows are not rendered, because somebody else has done it, for examp
 generated the response:
 
     text         encoded as it is. Where the tokenizer writes a BOS and the text has none, it is put
-                 before the text. Where the end token is missing, it is put after it.
+                 before the text. Where the end token is missing, it is put after it. (A chat
+                 template that ends in no special token has none.)
     input_ids    taken as they are, with nothing added. The reward is read at the last one,
                  whatever that is.
 
@@ -66,4 +67,7 @@ def encode(text, tokenizer, where):
     to_messages(text, "assistant", where, "text")  # refuses what has no UTF-8
     if not text.startswith(tokenizer.bos):
         text = tokenizer.bos + text
+    is_special = tokenizer.special.fullmatch(tokenizer.end_token)
+    if is_special and not text.endswith(tokenizer.end_token):
+        text += tokenizer.end_token
     return tokenizer.encode([text])[0]

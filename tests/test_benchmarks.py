@@ -1,6 +1,7 @@
 """The benchmarks at tiny sizes: what they time is what they say, and all contestants do the same."""
 import itertools
 import json
+import re
 import math
 import random
 import sys
@@ -174,5 +175,5 @@ def test_the_search_finds_more_than_was_trained_on_and_the_true_reward_knows_it(
 
 def test_no_result_names_a_folder_of_the_machine_that_made_it():
     for file in Path(ROOT, "benchmarks").glob("*.json"):
-        for text in ("/home/", "/tmp/", "/work/", "/root/"):
-            assert text not in file.read_text("utf-8"), file.name
+        found = re.search(r"""(?<![\w.])/\w+/""", file.read_text("utf-8"))
+        assert not found, f"{file.name}: {found[0]}"

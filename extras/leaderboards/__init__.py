@@ -59,7 +59,7 @@ BENCHMARKS = {
     "JudgeBench": Benchmark(
         judgebench.is_row,
         judgebench.rule,
-        "350 of gpt-4o, 270 of claude-3-5-sonnet",
+        "two files, of 350 and 270",
     ),
     "PPE human preference": Benchmark(
         ppe.is_preference,

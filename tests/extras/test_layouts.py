@@ -5,21 +5,10 @@ import re
 
 import pytest
 from conftest import SHARED, needs_shared
+from layout_samples import assistant, system, user
 
 from data import DataError, is_native, parse_row, read_rows
 from extras.layouts import to_native
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
 
 
 def meaning(row):
