@@ -84,6 +84,11 @@ def run(args):
         f"head {model.head_origin}\n{first_pair(examples, tokenizer)}")
     steps = train(args, model, tokenizer, examples)
     save_model(output, model, tokenizer, max_length)
+    if args.lora_rank:
+        from extras import adapters
+
+        tensors = adapters.tensors_of(model)  # all processes ask
+        on_first(lambda: say(adapters.write(output / "adapter", tensors, model, args.model)))
 
     # 3. Report on the model that was saved.
     model = final_report(args, output, tokenizer, examples, steps)
@@ -300,7 +305,7 @@ def build_model(args, output):
     """The model to train, and its tokenizer."""
     torch.manual_seed(args.seed)
     if args.model:
-        model = open_model(args.model, fresh_head=True)
+        model = open_model(args.model, fresh_head=True, base=args.base)
         on_first(lambda: keep_tokenizer(output, model.folder, args.chat_template))
         return model, Tokenizer.from_folder(output)
     tokenizer = Tokenizer.from_folder(output)
@@ -868,6 +873,7 @@ def parse_options(argv=None):
 def add_data_options(add):
     add("--model", help="folder with config.json, tokenizer.json and safetensors, or owner/name on "
         "the hub (default: a small decoder from scratch)")
+    add("--base", help="the model that --model, an adapter, changes (default: the one it names)")
     add("--data", nargs="+", metavar="FILE", help="rows of prompt, chosen, rejected: .jsonl, "
         ".json, .csv, .parquet, a folder, hub:owner/name/FILE, or an earlier run (default: the "
         "toy world)")
@@ -979,8 +985,8 @@ def check_options(parser, args):
         parser.error("choose one of --bf16 and --fp16")
     if (args.lora_rank or args.freeze_layers) and not args.model:
         parser.error("--lora-rank and --freeze-layers need --model")
-    if args.chat_template and not args.model:
-        parser.error("--chat-template needs --model")
+    if (args.chat_template or args.base) and not args.model:
+        parser.error("--chat-template and --base need --model")
     if args.eval_data and not args.data:
         parser.error("--eval-data needs --data")
 
