@@ -349,7 +349,7 @@ def test_our_adapter_has_the_names_that_peft_expects(trained):
     assert settings["modules_to_save"] == ["score"] and settings["task_type"] == "SEQ_CLS"
     assert settings["r"] == 2 and settings["lora_alpha"] == 4, "α/r is 2"
     names = {f"{PREFIX}score.weight"}
-    names.add(f"{PREFIX}score.bias")  # tiny's head has one; PEFT, like transformers, does not read it
+    names.add(f"{PREFIX}score.bias")  # of tiny; PEFT does not read it
     parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
     parts += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
     for part in parts:
