@@ -616,6 +616,7 @@ def parse_options(argv):
         add("--max-length", type=int, help="tokens of a text (default: what it was trained on)")
         add("--pack", **flag, help="compute a prompt once for all its responses")
         add("--bf16", **flag, help="bfloat16 autocast: faster on GPUs, less exact")
+        add("--base", help="the model that RUN, an adapter, changes (default: the one it names)")
         add("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
         add("--skip-bad-rows", **flag, help="leave bad rows out and count them")
         for field in ("prompt", "chosen", "rejected"):
@@ -650,7 +651,7 @@ def main(argv=None):
     try:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise DataError("one process reads all rows: start eval.py without torchrun")
-        model = RewardModel.from_pretrained(args.run, pick_device(args.device))
+        model = RewardModel.from_pretrained(args.run, pick_device(args.device), args.base)
         scorer = Scorer(
             model,
             max_length=args.max_length,

@@ -269,6 +269,7 @@ class RewardModel(nn.Module):
         super().__init__()
         self.config = config
         self.folder: Path | None = None  # where it was loaded from; its tokenizer is there too
+        self.files: list[Path] = []  # the weights it was loaded from
         self.head_origin = "new"
         self.base = ""  # a hash of the files that frozen weights come from (extras/lora.py)
         # Where a head is saved under other names, and what config.json says then (extras/heads.py).
@@ -321,9 +322,9 @@ class RewardModel(nn.Module):
         return model
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> "RewardModel":
+    def from_pretrained(cls, folder: str | Path, device="cpu", base=None) -> "RewardModel":
         """A trained reward model, ready to score with, in float32.  Raises: CheckpointError."""
-        model = open_model(folder)
+        model = open_model(folder, base=base)
         model.take_weights(device)
         return model.eval()
 
@@ -381,13 +382,16 @@ class RewardModel(nn.Module):
 # ---------------------------------------------------------------- opening a folder
 
 
-def open_model(name: str | Path, fresh_head: bool = False) -> RewardModel:
+def open_model(name: str | Path, fresh_head=False, base=None, change=None) -> RewardModel:
     """The model of a folder. Its weights are mapped from the files, and not yet read.
 
     A language model's `lm_head` is left out. A value head in the folder is always kept. Where
     there is none, fresh_head makes a new one, to train it. Without fresh_head that is an error,
     because a random head gives plausible rewards that mean nothing.
 
+    An adapter is merged into its base: the one that it names, or the folder or hub name `base`.
+
+    change: change(state) is called with the tensors of the files (extras/adapters.py).
     Raises: CheckpointError on anything missing, unexpected, of a wrong shape, or not supported.
     """
     folder = Path(name)
@@ -395,10 +399,16 @@ def open_model(name: str | Path, fresh_head: bool = False) -> RewardModel:
         from extras import hub
 
         folder = hub.model_folder(str(name))
+    if base or (folder / "adapter_config.json").exists():
+        from extras import adapters
+
+        return adapters.open_adapter(folder, base, fresh_head)
     try:
         model = empty_model(folder)
         model.init_head()  # what the folder does not have stays: a new head, or a bias of 0
         state = read_tensors(folder)
+        if change:
+            change(state)
         if state.keys() - model.state_dict().keys():  # other projects have other names
             from extras import checkpoint_formats
 
@@ -417,6 +427,7 @@ def open_model(name: str | Path, fresh_head: bool = False) -> RewardModel:
         raise
     model.score.float()  # the head computes in float32, whatever the type of its file
     model.folder = folder
+    model.files = weight_files(folder)
     return model
 
 

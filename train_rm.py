@@ -84,6 +84,11 @@ def run(args):
         f"head {model.head_origin}\n{first_pair(examples, tokenizer)}")
     steps = train(args, model, tokenizer, examples)
     save_model(output, model, tokenizer, max_length, args.save_dtype)
+    if args.lora_rank:
+        from extras import adapters
+
+        tensors = adapters.tensors_of(model)  # all processes ask
+        on_first(lambda: say(adapters.write(output / "adapter", tensors, model, args.model)))
 
     # 3. Report on the model that was saved.
     model = final_report(args, output, tokenizer, examples, steps)
@@ -310,7 +315,7 @@ def build_model(args, output):
     """The model to train, and its tokenizer."""
     torch.manual_seed(args.seed)
     if args.model:
-        model = open_model(args.model, fresh_head=True)
+        model = open_model(args.model, fresh_head=True, base=args.base)
         # A head that is kept is read where it was trained to be read.
         head_config = model.config.config_json if model.head_origin == "kept" else None
         given = (model.folder, args.chat_template, head_config)
@@ -885,6 +890,7 @@ def add_data_options(add):
     """Rows, and how to read them."""
     add("--model", help="folder with config.json, tokenizer.json and safetensors, or owner/name on "
         "the hub (default: a small decoder from scratch)")
+    add("--base", help="the model that --model, an adapter, changes (default: the one it names)")
     files = {"nargs": "+", "action": "extend", "metavar": "FILE"}
     add("--data", **files, help="rows of prompt, chosen, rejected: .jsonl, .json, .csv, .parquet, "
         "a folder, hub:owner/name/FILE, or an earlier run (default: the toy world)")
@@ -1012,8 +1018,8 @@ def check_options(parser, args):
     for path in map(Path, [*(args.data or []), *(args.eval_data or [])]):
         if path.exists() and not path.is_file() and not path.is_dir():
             parser.error(f"{path}: a pipe can be read only once; save the rows to a file")
-    if args.chat_template and not args.model:
-        parser.error("--chat-template needs --model")
+    if (args.chat_template or args.base) and not args.model:
+        parser.error("--chat-template and --base need --model")
     if args.eval_data and not args.data:
         parser.error("--eval-data needs --data")
 

@@ -73,7 +73,7 @@ class TemplateTokenizer(Tokenizer):
         self.as_rendered = head_config is not None
         self.trained_pad_id = (head_config or {}).get("pad_token_id")
         super().__init__(backend, config, where)
-        if self.as_rendered:
+        if self.trained_pad_id is not None:
             self.saved_pad_id = self.trained_pad_id
         if not stands_in(self.render(PROBE), said_in(PROBE)):
             raise DataError(f"{where}: the chat template does not write what is said in a dialogue")

@@ -7,7 +7,6 @@ what to do:
     pairs.gguf                   llama.cpp's format, rounded to a few bits
     pytorch_model.bin            pickled: opening it runs what is in it. Never read; how to convert
     value_head.bin               the same for a head: the folder would look like a language model
-    adapter_config.json          a change to another model, not a model
     "quantization_config"        weights in few bits (bitsandbytes, GPTQ, AWQ, fp8, MLX)
     deberta-v2, bert, t5         not a decoder: there is no last token that has seen everything
     vision_config                reads images too
@@ -79,7 +78,7 @@ def explain(folder: Path, error: CheckpointError) -> str:
         lfs_pointer(folder),
         other_architecture(config_json, error),
         quantised(config_json, shapes, dtypes),
-        adapter(folder, shapes),
+        adapter(shapes),
         head_in_a_pickle(folder, error),
         several_labels(folder, shapes),
         not_safetensors(folder),
@@ -178,16 +177,9 @@ def quantised(config_json: dict, shapes: dict, dtypes: set[str]) -> str | None:
     )
 
 
-def adapter(folder: Path, shapes: dict) -> str | None:
-    """LoRA: alone, or in the weights and not yet added to them."""
+def adapter(shapes: dict) -> str | None:
+    """LoRA in the weights, and not yet added to them."""
     unmerged = [name for name in shapes if ".lora_A" in name]
-    path = folder / "adapter_config.json"
-    if path.exists() and not list(folder.glob("model*.safetensors")):
-        base = read_or_empty(path).get("base_model_name_or_path")
-        return (
-            f"an adapter (PEFT), a change to the model {base!r} and no model itself; put them "
-            f"together: merge_and_unload() of PEFT, then save_pretrained(NEW)"
-        )
     if unmerged:
         return (
             f"a model with an adapter that is not merged ({unmerged[0]}); merge it with "

@@ -65,6 +65,9 @@ def translate(state: dict[str, Tensor], model: RewardModel, folder: Path) -> dic
     head = name_of_head(state, config_json, folder)
     if head is None:
         return state
+    if head == "v_head.summary":
+        # Its projects read the reward at the last token of the mask, and compare no ids.
+        config_json["pad_token_id"] = None
     renamed = {}  # the name in the file -> ours
     for name in state:
         part = name.removeprefix(f"{head}.")

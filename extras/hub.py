@@ -38,6 +38,8 @@ MODEL_FILES = [
     "model-*.safetensors",
     "model.safetensors.index.json",
     "value_head.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -33,6 +33,7 @@ higher rank cannot be learned.
 layers to ordinary training; with --lora-rank, the first N layers have no factors.
 
 When the model is saved, W + (α/r) B A takes the place of W, and nothing shows that LoRA was used.
+The factors alone are saved too, as adapter/ in the run folder (extras/adapters.py).
 tests/extras/test_lora.py proves that the rewards stay the same.
 """
 import hashlib
@@ -43,7 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import CheckpointError, RewardModel, weight_files, whole
+from model import CheckpointError, RewardModel, whole
 
 SCALE = 2.0  # α/r
 
@@ -61,8 +62,8 @@ def train_less(model: RewardModel, frozen_layers: int, lora_rank: int) -> None:
     """
     layers = model.model.layers
     check_layers(len(layers), frozen_layers, lora_rank)
-    if model.folder:
-        model.base = hash_of_files(model.folder)
+    if model.files:
+        model.base = hash_of_files(model.files)
     for name, part in model.model.named_children():
         if name not in ("layers", "norm"):  # the embedding; GPT-2 has one of positions too
             part.requires_grad_(False)
@@ -75,14 +76,14 @@ def train_less(model: RewardModel, frozen_layers: int, lora_rank: int) -> None:
         model.model.norm.requires_grad_(False)
 
 
-def hash_of_files(folder: Path) -> str:
+def hash_of_files(files: list[Path]) -> str:
     """Tells one base model from another. A checkpoint holds only what is trained, and a run that
     is resumed reads the rest from these files again.
 
     Sizes, and the first and last megabyte of each file: a whole model may be 16 GB.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for path in weight_files(folder):
+    for path in files:
         size = path.stat().st_size
         with open(path, "rb") as file:
             digest.update(f"{path.name} {size}".encode() + file.read(2**20))

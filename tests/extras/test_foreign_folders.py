@@ -59,7 +59,7 @@ def run_recommended(message) -> None:
 
 
 def test_nothing_is_said_of_a_folder_that_opens(run):
-    for name in ("optimizer.pt", "other.gguf", "adapter_config.json", "pytorch_model.bin"):
+    for name in ("optimizer.pt", "other.gguf", "pytorch_model.bin"):
         (run / name).write_text("{}")
     (run / "global_step100").mkdir()
     assert open_model(run).head_origin == "kept"
@@ -166,16 +166,6 @@ def test_quantised_weights_are_named_by_their_tensors(run, new, name):
 def test_a_model_of_another_kind_is_named(run, settings, expected):
     edit_config(run, **settings)
     assert expected in refusal(run)
-
-
-def test_an_adapter_names_its_base(run):
-    (run / "config.json").unlink()
-    (run / "model.safetensors").rename(run / "adapter_model.safetensors")
-    config = {"base_model_name_or_path": "owner/base", "peft_type": "LORA"}
-    (run / "adapter_config.json").write_text(json.dumps(config))
-    assert "an adapter (PEFT), a change to the model 'owner/base'" in refusal(run)
-    (run / "adapter_config.json").write_text("{")
-    assert "an adapter (PEFT)" in refusal(run)
 
 
 def test_an_adapter_that_is_not_merged_is_named(run):
