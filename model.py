@@ -134,7 +134,8 @@ class RMSNorm(nn.Module):
 def default_frequencies(config: Config) -> tuple[Tensor, float]:
     """θ^(−2i/P) for i = 0 … P/2−1 (Su et al. 2021, eq 15).  Returns: (P/2,), and a scale of 1."""
     exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim  # (P/2,)
-    return config.rope["rope_theta"] ** -exponents, 1.0
+    # Not θ ** −exponents: it differs in the last bit, and position 650 multiplies that by 650.
+    return 1 / config.rope["rope_theta"] ** exponents, 1.0
 
 
 ROPE_RULES = {"default": default_frequencies}  # extras/rope_scaling.py adds more
