@@ -60,6 +60,7 @@ def run(args):
     """Options -> run folder."""
     output, started = Path(args.output), time.perf_counter()
     if args.resume and (output / "report.json").exists():
+        on_first(lambda: remove(output / BEST))
         say(f"{output} is finished: nothing to resume")
         return
     if not args.resume:
@@ -77,12 +78,13 @@ def run(args):
     on_first(lambda: write_data(args, output, split, tokenizer, max_length))
     examples = open_examples(args, output, split, model, tokenizer, max_length)
 
-    # 2. Train, and save the model.
+    # 2. Train, and save the model: the best one, or the last.
     prepare(model, args, examples)
     count = sum(parameter.numel() for _, parameter in trained_parameters(model))
     say(f"model: {count:,} trained parameters, vocabulary {model.config.vocab_size:,}, value "
         f"head {model.head_origin}\n{first_pair(examples, tokenizer)}")
-    steps = train(args, model, tokenizer, examples)
+    train(args, model, tokenizer, examples)
+    kept, about_kept = choose_model(output, model)
     save_model(output, model, tokenizer, max_length, args.save_dtype)
     if args.lora_rank:
         from extras import adapters
@@ -91,18 +93,14 @@ def run(args):
         on_first(lambda: say(adapters.write(output / "adapter", tensors, model, args.model)))
 
     # 3. Report on the model that was saved.
-    model = final_report(args, output, tokenizer, examples, steps)
+    model = final_report(args, output, tokenizer, examples, kept)
+    on_first(lambda: remove(output / BEST))  # last: until here a killed run needs it
     if not args.data:
         from extras import toy_world
 
         say(toy_world.summary(lambda rows: score(model, rows, tokenizer)))
-    held_out = args.eval_data[0] if args.eval_data else examples.folder.parent / "held_out.jsonl"
-    names = ""
-    for field, name in layout_options(args).items():
-        if field != "margin_from_scores":
-            names += f" --{field}-field {name!r}"
-    say(f"{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
-        f"  python eval.py report {output} --data {held_out}{names}")
+    say(f"{about_kept}\n{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
+        f"  {next_command(args, examples)}")
 
 
 def first_pair(examples, tokenizer):
@@ -129,15 +127,14 @@ def toy_data(args, output):
     return [str(file)]
 
 
-def final_report(args, output, tokenizer, examples, steps):
+def final_report(args, output, tokenizer, examples, step):
     """Open the saved model, evaluate it in float32 and write report.json. Returns the model."""
     model = open_model(output)
     move_to_device(model, args)
     figures = evaluate(args, model, tokenizer, examples)
-    log_evaluation(output, steps, steps, figures)
     if process_number() == 0:
         with replacing(output / "report.json") as path:
-            path.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+            path.write_text(json.dumps({"step": step} | figures, indent=2) + "\n", "utf-8")
         with contextlib.suppress(ImportError):  # the five files alone write no card
             from extras import model_card
 
@@ -146,11 +143,21 @@ def final_report(args, output, tokenizer, examples, steps):
     return model
 
 
+def next_command(args, examples):
+    """What to try with the run: the report on its held-out rows."""
+    held_out = args.eval_data[0] if args.eval_data else examples.folder.parent / "held_out.jsonl"
+    command = f"python eval.py report {args.output} --data {held_out}"
+    for field, name in layout_options(args).items():
+        if field != "margin_from_scores":
+            command += f" --{field}-field {name!r}"
+    return command
+
+
 # ---------------------------------------------------------------- the loop
 
 
 def train(args, model, tokenizer, examples):
-    """Train in place, log and save. Returns the number of steps.
+    """Train in place, log and save.
 
     Raises: Stopped after a signal; DataError at a step that is not finite. Both after a checkpoint.
     """
@@ -166,7 +173,7 @@ def train(args, model, tokenizer, examples):
     if process_count() > 1 and not args.shard:
         parallel = DistributedDataParallel(model, forward_sync_buffers=False)
 
-    with stop_signals() as received, Progress(output, start, total) as progress:
+    with stop_signals() as received, Progress(args, start, total) as progress:
         for step in range(start, total):
             # 1. The learning rate of this step: up during warmup, then down to 0.
             lr = learning_rate(step, total, args.lr)
@@ -188,18 +195,23 @@ def train(args, model, tokenizer, examples):
             update(optimizer, scaler, means["grad_norm"])
             optimizer.zero_grad()
 
-            # 4. Write down the means since the last line.
+            # 4. Now and then: how good is the model on prompts that it does not train on?
             done = step + 1
+            if done % eval_steps == 0 or done == total:
+                figures = evaluate(args, model, tokenizer, examples, autocast_dtype(args))
+                progress.log_evaluation(done, figures)
+                if done < total and args.keep == "best":
+                    save_if_best(output, done, figures["loss"], model)
+                if done < total and is_stuck(output, args.patience):
+                    say(f"{args.patience} evaluations without a lower held-out loss: that is all")
+                    total = done
+
+            # 5. Write down the means since the last line.
             since_log.append(means)
             progress.log_step(len(row_numbers))
             if done % LOGGING_STEPS == 0 or done == total:
                 progress.log_means(done, done / steps_per_epoch, lr, since_log)
                 since_log = []
-
-            # 5. Now and then: how good is the model on prompts that it does not train on?
-            if done % eval_steps == 0 and done < total:
-                figures = evaluate(args, model, tokenizer, examples, autocast_dtype(args))
-                log_evaluation(output, done, total, figures)
 
             # 6. Save. All processes stop at the same step, or one would wait for the others.
             stopping = asked_to_stop(received, args.device)
@@ -207,7 +219,8 @@ def train(args, model, tokenizer, examples):
                 save_checkpoint(output, done, model, optimizer, scaler, since_log)
                 if stopping:
                     raise Stopped(stopping)
-    return total
+            if done == total:  # as planned, or earlier
+                break
 
 
 def batches_of_step(row_numbers, examples, pad_id, args):
@@ -542,13 +555,18 @@ METRICS = "metrics.jsonl"
 class Progress:
     """A bar on a terminal, plain lines elsewhere, and metrics.jsonl."""
 
-    def __init__(self, output, start, total):
-        self.output, self.start, self.total = output, start, total
+    def __init__(self, args, start, total):
+        self.start, self.total = start, total
+        self.file, self.board = Path(args.output) / METRICS, None
         self.began, self.rows = time.perf_counter(), 0
         hidden = process_number() > 0 or not sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="step", disable=hidden)
         if process_number() == 0:
-            keep_lines(output / METRICS, until=start)
+            keep_lines(self.file, until=start)
+            if args.tensorboard:
+                from extras import tensorboard_log
+
+                self.board = tensorboard_log.Board(args.output, start)
 
     def __enter__(self):
         return self
@@ -570,33 +588,34 @@ class Progress:
             line["grad_norm"] = None
         elapsed = time.perf_counter() - self.began
         speed = self.rows / elapsed
-        write_metrics(self.output, line | {"rows_per_second": speed})
+        self.write(line | {"rows_per_second": speed})
         status = f"loss {line['loss']:.3f}  acc {line['accuracy']:.3f}  {speed:.0f} rows/s"
         self.bar.set_postfix_str(status)
         if self.bar.disable:
             left = (self.total - done) * elapsed / (done - self.start)
             say(f"step {done}/{self.total}  {status}  {left:.0f} s left")
 
+    def log_evaluation(self, done, figures):
+        """The main figures of an evaluation."""
+        line = {"step": done}
+        for name in ("loss", "accuracy", "accuracy_ci95", "mean_margin"):
+            line[f"eval_{name}"] = figures[name]
+        self.write(line)
+        low, high = figures["accuracy_ci95"]
+        loss, accuracy = figures["loss"], figures["accuracy"]
+        text = f"held-out loss {loss:.3f}  acc {accuracy:.3f} ± {(high - low) / 2:.3f}"
+        if "ceiling_accuracy" in figures:
+            text += f" (ceiling {figures['ceiling_accuracy']:.3f})"
+        say(f"step {done}/{self.total}  {text}")
 
-def log_evaluation(output, done, total, figures):
-    """The main figures of an evaluation."""
-    line = {"step": done}
-    for name in ("loss", "accuracy", "accuracy_ci95", "mean_margin"):
-        line[f"eval_{name}"] = figures[name]
-    write_metrics(output, line)
-    low, high = figures["accuracy_ci95"]
-    loss, accuracy = figures["loss"], figures["accuracy"]
-    text = f"held-out loss {loss:.3f}  acc {accuracy:.3f} ± {(high - low) / 2:.3f}"
-    if "ceiling_accuracy" in figures:
-        text += f" (ceiling {figures['ceiling_accuracy']:.3f})"
-    say(f"step {done}/{total}  {text}")
-
-
-def write_metrics(output, line):
-    """One more line of metrics.jsonl."""
-    if process_number() == 0:
-        with open(output / METRICS, "a", encoding="utf-8") as file:
+    def write(self, line):
+        """One more line of metrics.jsonl; with --tensorboard the same numbers there."""
+        if process_number() > 0:
+            return
+        with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if self.board:
+            self.board.add(line)
 
 
 def keep_lines(path, until):
@@ -623,20 +642,27 @@ def save_checkpoint(output, step, model, optimizer, scaler, since_log):
     """
     tensors = {}
     for name, parameter in trained_parameters(model):
-        kept = {name: parameter.detach()}
+        tensors[name] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
-            kept[f"{name}/{key}"] = value
-        for key, value in kept.items():
-            value = whole(value)  # all processes ask: sharded tensors are put together by all
-            if process_number() == 0:
-                tensors[key] = value.cpu()
+            tensors[f"{name}/{key}"] = value
     state = {"step": step, "since_log": since_log, "base": model.base}
     state["scaler"] = scaler.state_dict()
+    write_tensors(output / f"checkpoint-{step}.safetensors", tensors, state)
     if process_number() == 0:
-        with replacing(output / f"checkpoint-{step}.safetensors") as path:
-            save_file(tensors, path, metadata={"state": json.dumps(state)})
         for older in checkpoints(output)[:-1]:
             older.unlink()
+
+
+def write_tensors(path, tensors, state):
+    """Tensors, and as metadata a state. When this returns, all processes can read the file."""
+    complete = {}
+    for name, tensor in tensors.items():
+        tensor = whole(tensor)  # all processes ask: sharded tensors are put together by all
+        if process_number() == 0:
+            complete[name] = tensor.cpu()
+    if process_number() == 0:
+        with replacing(path) as temporary:
+            save_file(complete, temporary, metadata={"state": json.dumps(state)})
     if dist.is_initialized():
         dist.barrier()
 
@@ -645,6 +671,7 @@ def load_checkpoint(output, model, optimizer, scaler):
     """Put the newest checkpoint back, if there is one -> its step, and the means since_log."""
     found = checkpoints(output)
     if not found:
+        on_first(lambda: remove(output / BEST))  # of a run that was killed: it starts again
         return 0, []
     device = model.score.weight.device
     with safe_open(found[-1], "pt") as tensors, torch.no_grad():
@@ -685,6 +712,58 @@ def checkpoints(output):
 def step_of(path):
     """checkpoint-500.safetensors -> 500."""
     return int(path.stem.removeprefix("checkpoint-"))
+
+
+# ---------------------------------------------------------------- the best model
+
+# The trained parameters of the lowest held-out loss so far, with their step and that loss. All in
+# one file: so a run that is killed, at any moment, never takes one model for another.
+BEST = "best.safetensors"
+
+
+def save_if_best(output, step, loss, model):
+    """Write best.safetensors, if the held-out loss is lower than that of the model in it."""
+    if on_first(lambda: loss < saved_best(output)["eval_loss"]):  # NaN is not lower
+        parameters = {name: p.detach() for name, p in trained_parameters(model)}
+        write_tensors(output / BEST, parameters, {"step": step, "eval_loss": loss})
+
+
+def saved_best(output):
+    """Step and held-out loss of the model in best.safetensors."""
+    if not (output / BEST).exists():
+        return {"step": 0, "eval_loss": math.inf}
+    with safe_open(output / BEST, "pt") as tensors:
+        return json.loads(tensors.metadata()["state"])
+
+
+def is_stuck(output, patience):
+    """Whether none of the last evaluations, --patience of them, had a lower held-out loss."""
+    if not patience:
+        return False
+    losses = [line["eval_loss"] for line in on_first(lambda: evaluations(output))]
+    before, last = losses[:-patience], losses[-patience:]
+    return bool(before) and not min(last) < min(before)
+
+
+def evaluations(output):
+    """The lines of metrics.jsonl that have a held-out loss."""
+    lines = map(json.loads, (output / METRICS).read_text("utf-8").splitlines())
+    return [line for line in lines if "eval_loss" in line]
+
+
+def choose_model(output, model):
+    """Put the best model back, unless the last is better -> the step, and a line about it."""
+    best, last = on_first(lambda: (saved_best(output), evaluations(output)[-1]))
+    step, loss = last["step"], last["eval_loss"]
+    if best["step"] == 0 or loss < best["eval_loss"]:
+        return step, f"saved: the model of the last step, {step}, held-out loss {loss:.3f}"
+    with safe_open(output / BEST, "pt") as tensors, torch.no_grad():
+        for name, parameter in trained_parameters(model):
+            fill(parameter, tensors.get_tensor(name))
+    return best["step"], (
+        f"saved: the model of step {best['step']}, held-out loss {best['eval_loss']:.3f}; "
+        f"that of the last step, {step}, had {loss:.3f}"
+    )
 
 
 # ---------------------------------------------------------------- files in the run folder
@@ -811,17 +890,19 @@ def start_processes(args):
 
 
 def on_first(work):
-    """The first process does the work, the others wait for it. An error there reaches them all."""
-    error = [None]
+    """The first process does the work, the others wait. All get its result, or raise its error."""
+    outcome = [None, None]
     if process_number() == 0:
         try:
-            work()
+            outcome[0] = work()
         except Exception as e:  # whatever it is: the others must not wait for ever
-            error = [e]
+            outcome[1] = e
     if dist.is_initialized():
-        dist.broadcast_object_list(error)
-    if error[0]:
-        raise error[0]
+        dist.broadcast_object_list(outcome)
+    result, error = outcome
+    if error:
+        raise error
+    return result
 
 
 class Stopped(Exception):
@@ -879,10 +960,18 @@ def parse_options(argv=None):
     args = parser.parse_args(argv)
     if args.resume:
         args = options_of_run(parser, argv, args)
+    elif args.config:
+        from extras import config_files
+
+        args = parse_over(parser, argv, args, config_files.read(args.config, parser))
     for name, value in defaults_of(args).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     check_options(parser, args)
+    if args.tensorboard:
+        from extras import tensorboard_log
+
+        tensorboard_log.check()
     return args
 
 
@@ -949,7 +1038,14 @@ def add_output_options(add):
     """What a run leaves, and when."""
     add("--output", metavar="RUN", help="run folder (default: runs/toy, or after --data)")
     add("--resume", metavar="RUN", help="continue this run, with its own options")
+    add("--config", metavar="FILE", help="take the options in this JSON file, such as another "
+        "run's options.json; those on the command line win")
     add("--eval-steps", type=int, help="steps between evaluations (default: three in a run)")
+    add("--keep", choices=("best", "last"), default="best", help="which model to save: that of the "
+        "evaluation with the lowest held-out loss, or the last (best)")
+    add("--patience", type=int, metavar="N", help="end the training after N evaluations without a "
+        "lower held-out loss (default: never)")
+    add("--tensorboard", **FLAG, help="write what metrics.jsonl gets for TensorBoard too")
     add("--save-steps", type=int, default=500, help="steps between checkpoints (500)")
     add("--save-dtype", choices=("float32", "bfloat16"), default="float32",
         help="of the weights in the saved model; bfloat16 halves the file and rounds (float32)")
@@ -975,8 +1071,19 @@ def defaults_of(args):
 # What says only where and how a run computes. It may be given again with --resume.
 MAY_CHANGE_ON_RESUME = {
     "resume", "device", "gradient_accumulation_steps", "gradient_checkpointing", "compile",
-    "shard", "pack", "eval_steps", "save_steps",
+    "shard", "pack", "eval_steps", "save_steps", "tensorboard",
 }
+
+
+def parse_over(parser, argv, given, saved):
+    """Saved options, and over them those of the command line."""
+    # argparse keeps what the namespace has already, unless the option is given. It would put
+    # files that are given again after the saved ones.
+    start = argparse.Namespace(**saved)
+    for name in ("data", "eval_data"):
+        if getattr(given, name):
+            setattr(start, name, None)
+    return parser.parse_args(argv, start)
 
 
 def options_of_run(parser, argv, given):
@@ -986,13 +1093,7 @@ def options_of_run(parser, argv, given):
     if not path.exists():
         parser.error(f"--resume {run}: no options.json there, so not a run")
     saved = json.loads(path.read_text("utf-8"))["options"] | {"output": run}
-    # argparse keeps what the namespace has already, unless the option is given. It would put
-    # files that are given again after the saved ones.
-    start = argparse.Namespace(**saved)
-    for name in ("data", "eval_data"):
-        if getattr(given, name):
-            setattr(start, name, None)
-    args = parser.parse_args(argv, start)
+    args = parse_over(parser, argv, given, saved)
     for name, value in saved.items():
         if getattr(args, name) != value and name not in MAY_CHANGE_ON_RESUME:
             parser.error(f"--resume: the run was made with --{name.replace('_', '-')} {value}")
@@ -1030,8 +1131,8 @@ def main(argv=None):
     0; 2 for invalid input, a full disk, or a step that is not finite; 130 when stopped by Ctrl-C
     and 143 by SIGTERM, both with a checkpoint.
     """
-    args = parse_options(argv)
     try:
+        args = parse_options(argv)
         args.device = pick_device(args.device)
         run_together(args)
         return 0

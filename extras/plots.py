@@ -10,7 +10,8 @@
     length           rewards against tokens. A slope is a taste for long, or short, responses
     truth            learned against true rewards, where they are known (the toy world)
     learning curve   loss by step, in training and held out, between a coin and the best possible.
-                     Held-out loss that rises while the other falls: the model learns by heart
+                     Held-out loss that rises while the other falls: the model learns by heart.
+                     A star marks the step whose model was saved, a square the last one
 
 It needs matplotlib, which nothing else here does: pip install matplotlib. Without it, both commands
 say so in one line, before any work. The end of the file's name decides the format: .png, .pdf or
@@ -131,12 +132,20 @@ def plot_truth(axis, pairs, figures):
     axis.legend()
 
 
-def plot_curve(axis, metrics, ceiling_loss):
-    """Loss by step.  ceiling_loss: the best possible, where it is known."""
+def plot_curve(axis, metrics, ceiling_loss, saved=None):
+    """Loss by step.
+
+    Args:  ceiling_loss: the best possible, where it is known.  saved: step and held-out loss of the
+           model that was saved, of a run that has ended.
+    """
     steps, losses = logged(metrics, "loss")
     axis.plot(steps, losses, color="0.6", label="training")
     steps, losses = logged(metrics, "eval_loss")
     axis.plot(steps, losses, "o-", color="black", label="held out")
+    if saved:
+        step, loss = saved
+        axis.plot(steps[-1:], losses[-1:], "s", color="black", markersize=9, label="the last")
+        axis.plot([step], [loss], "*", color="black", markersize=15, label=f"saved: step {step}")
     axis.axhline(math.log(2), linestyle="dotted", color="black", label="a coin, log 2")
     if ceiling_loss is not None:
         axis.axhline(ceiling_loss, **DASHED, label="the best possible")
@@ -170,14 +179,16 @@ def read_metrics(folder):
 
 def draw_curve(run):
     """The learning curve of a run folder -> the picture.  Raises: DataError."""
-    metrics, ceiling_loss = read_metrics(run), None
+    metrics, ceiling_loss, saved = read_metrics(run), None, None
     if not metrics:
         raise DataError(f"{run}: no metrics.jsonl with steps in it, so not a run")
     if (run / "report.json").exists():
         report = json.loads((run / "report.json").read_text("utf-8"))
         ceiling_loss = report.get("ceiling_loss")
+        if "step" in report:
+            saved = (report["step"], report["loss"])
     figure, axis = pyplot().subplots(layout="constrained")
-    plot_curve(axis, metrics, ceiling_loss)
+    plot_curve(axis, metrics, ceiling_loss, saved)
     figure.savefig(run / "curve.png", dpi=150)
     return run / "curve.png"
 

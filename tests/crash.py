@@ -28,7 +28,7 @@ import train_rm
 from data import DataError, Examples, Tokenizer
 from model import CheckpointError, RewardModel
 
-OPTIONS = ["--batch-size", "4", "--lr", "1e-3", "--eval-steps", "1000", "--save-steps", "1"]
+OPTIONS = ["--batch-size", "4", "--lr", "1e-3", "--eval-steps", "1", "--save-steps", "1"]
 # Between two of these calls of os, no name on the disk appears, changes or goes.
 CALLS = ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir")
 
@@ -88,7 +88,8 @@ def names(run: Path) -> list[str]:
 def broken(run: Path) -> list[str]:
     """What has the name of something complete, and is not."""
     found = []
-    for file in (*train_rm.checkpoints(run), *run.glob("model.safetensors")):
+    models = [*run.glob("model.safetensors"), *run.glob("best.safetensors")]
+    for file in (*train_rm.checkpoints(run), *models):
         try:
             load_file(file)
         except SafetensorError as e:
@@ -240,7 +241,7 @@ def full_disks(folder: Path) -> dict:
     found = {}
     for holder, name, call in [
         (train_rm, "write_tokens", 1),
-        (train_rm, "save_file", 2),
+        (train_rm, "save_file", 3),  # step 1 writes the best model and a checkpoint
         (RewardModel, "save_pretrained", 1),
         (Tokenizer, "save", 2),  # the first call is before there are tokens
     ]:

@@ -221,15 +221,22 @@ def survives_checkpoint(folder: Path, kind: str) -> bool:
 
 RUN = ["--batch-size", "8", "--max-steps", "5", "--save-steps", "3", "--eval-steps", "3"]
 RUN += ["--lr", "1e-3", "--center-rewards-coefficient", "0.01"]
+# A learning rate at which the model of step 2 is the best, and training ends after step 4.
+BEST = ["--eval-steps", "1", "--lr", "0.1", "--patience", "2"]
 # Runs of one process, and of two: (base model, options).
 RUNS_OF_ONE = {
     "one": ("tiny", [SHARD]),
     "one lora": ("tiny", LORA),
+    "one best": ("tiny", BEST),
+    "one lora best": ("tiny", [*BEST, *LORA]),
 }
 RUNS_OF_TWO = {
     "two": ("tiny", [SHARD]),
     "two lora": ("tiny", [SHARD, *LORA]),
     "two half lora": ("half", [SHARD, "--bf16", *LORA]),
+    "two best": ("tiny", [SHARD, *BEST]),
+    "two copies best": ("tiny", BEST),
+    "two lora best": ("tiny", [SHARD, *BEST, *LORA]),
 }
 
 

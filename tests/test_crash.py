@@ -48,7 +48,8 @@ def test_a_kill_at_any_call_that_changes_the_disk_leaves_only_complete_files(fou
 
 def test_kills_came_before_and_after_each_file_got_its_name(found):
     places = "\n".join(found["killed_at_every_call"]["places"])
-    for name in ("options.json", "tokens", "held_out.jsonl", "checkpoint-1", "report.json"):
+    for name in ("options.json", "tokens", "held_out.jsonl", "checkpoint-1", "report.json",
+                 "best.safetensors"):
         assert f"then fsync {name}" in places and f"then replace {name}" in places, name
         assert f"\nreplace {name}" in places, name
 

@@ -175,6 +175,7 @@ DOORS = {
     "data.open_tokenizer", "data.Tokenizer.from_folder", "data.batch_function", "eval.report",
     "eval.command_report", "eval.Scorer.read_row", "data.grouped", "train_rm.run",
     "train_rm.toy_data", "train_rm.final_report", "train_rm.prepare", "train_rm.move_to_device",
+    "train_rm.Progress.__init__", "train_rm.parse_options",
 }
 
 

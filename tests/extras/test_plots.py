@@ -141,10 +141,22 @@ def test_the_script_draws_the_curve_of_a_run(tmp_path, canvas, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'curve.png'}\n"
 
 
+def test_the_saved_step_and_the_last_are_marked_on_the_curve(tmp_path, canvas):
+    write_rows(tmp_path / "metrics.jsonl", [*METRICS, {"step": 4, "eval_loss": 0.9}])
+    (tmp_path / "report.json").write_text(json.dumps({"step": 2, "loss": 0.65}))
+    assert plots.main([str(tmp_path)]) == 0
+    training, held_out, last, saved = canvas[1][0].drawn("plot")
+    assert last == ([4], [0.9], "s")
+    assert saved == ([2], [0.65], "*")
+    named = [settings["label"] for name, _, settings in canvas[1][0].calls if name == "plot"]
+    assert named[2:] == ["the last", "saved: step 2"]
+
+
 def test_the_curve_of_a_run_that_is_not_finished_has_no_best_possible_line(tmp_path, canvas):
     write_rows(tmp_path / "metrics.jsonl", METRICS)
     assert plots.main([str(tmp_path)]) == 0
     assert canvas[1][0].drawn("axhline") == [(math.log(2),)]
+    assert len(canvas[1][0].drawn("plot")) == 2, "no model is saved yet"
 
 
 def test_metrics_are_read_as_far_as_they_are_whole(tmp_path):

@@ -219,6 +219,24 @@ def test_what_is_saved_is_an_ordinary_model_with_the_rewards_of_the_report(run, 
     assert reported["mean_margin"] == pytest.approx(mean_margin, abs=1e-5)
 
 
+@pytest.mark.parametrize("run, alone", [
+    ("two best", "one best"),
+    ("two copies best", "one best"),
+    ("two lora best", "one lora best"),
+])
+def test_two_processes_agree_on_the_best_model_and_when_to_end(run, alone, done):
+    for name in (run, alone):
+        lines = read_lines(done / name / "metrics.jsonl")
+        losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+        assert list(losses) == [1, 2, 3, 4] and losses[2] == min(losses.values()), name
+        reported = json.loads((done / name / "report.json").read_text())
+        assert reported["step"] == 2, "not the step of the lowest held-out loss"
+        assert reported["loss"] == pytest.approx(losses[2], abs=1e-5), "another model was saved"
+    found = load_file(done / run / "model.safetensors")
+    for name, tensor in load_file(done / alone / "model.safetensors").items():
+        torch.testing.assert_close(found[name], tensor, atol=2e-3, rtol=0, msg=name)
+
+
 def test_half_precision_on_shards_learns_what_float32_learns(done):
     half, full = last_lines(done / "two half lora"), last_lines(done / "two lora")
     assert half["loss"] == pytest.approx(full["loss"], abs=0.05)
