@@ -33,6 +33,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz_.?"
 TEMPLATE = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
 GROUPS = {
     "family": "families, random weights",
+    "moe": "Qwen 3 MoE with dense layers too",
     "head": "heads: LLaMA-Factory's, two maps",
     "reading": "trained elsewhere",
 }
@@ -45,7 +46,8 @@ def cases(folder: Path) -> list[dict]:
     """Every model to start from: its group, name and folder."""
     found = []
     for config in sorted(FIXTURES.glob("*/config.json")):
-        found.append(("family", config.parent))
+        group = "moe" if config.parent.name.startswith("qwen3_moe") else "family"
+        found.append((group, config.parent))
     found.append(("head", FIXTURES / "round-trips" / "qwen2-llamafactory"))
     found.append(("head", two_maps(folder / "source" / "two-maps")))
     for rows in sorted(READINGS.glob("*/rows.json")):
@@ -77,7 +79,7 @@ def two_maps(folder: Path) -> Path:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A token for each letter, for models that know 48 tokens. 0, 1, 2 are those of the fixtures."""
+    """A token for each letter, for models of 48 tokens. 0, 1, 2 are those of the fixtures."""
     import tokenizers
 
     specials = ["<pad>", "<s>", "</s>"]
@@ -135,12 +137,13 @@ def train(case: dict, folder: Path, options: list[str]) -> dict | None:
 
     rows = rows_of(pairs)
     opened = {"folder": str(run), "rows": rows, "two_maps": case["name"] == "two-maps"}
-    opened["moved"] = largest_difference(our_rewards(case["folder"], rows, base), run_rewards(run, rows))
+    rewards, before = our_rewards(run, rows, None), our_rewards(case["folder"], rows, base)
+    opened |= {"rewards": rewards, "moved": largest_difference(rewards, before)}
     if options:
         opened |= {"folder": str(run / "adapter"), "base": str(case["folder"])}
         if not (run / "adapter").is_dir():
             return None
-    return opened | {"rewards": run_rewards(run, rows)}
+    return opened
 
 
 def rows_of(pairs: list[dict]) -> list[dict]:
@@ -150,10 +153,6 @@ def rows_of(pairs: list[dict]) -> list[dict]:
         for side in ("chosen", "rejected"):
             rows.append({"prompt": pair["prompt"], "response": pair[side]})
     return rows
-
-
-def run_rewards(run: Path, rows: list[dict]) -> list[float]:
-    return our_rewards(run, rows, None)
 
 
 def our_rewards(folder: Path, rows: list[dict], base: Path | None) -> list[float]:
@@ -272,8 +271,10 @@ def compare(python: str) -> dict:
         if opened is None:
             entry[kind] = None
             continue
-        difference = largest_difference(opened["rewards"], next(rewards))
-        entry[kind] = {"largest_difference": difference, "training_moved_rewards_by": opened["moved"]}
+        entry[kind] = {
+            "largest_difference": largest_difference(opened["rewards"], next(rewards)),
+            "training_moved_rewards_by": opened["moved"],
+        }
     return {"models": results, "steps": STEPS, "versions": seen["versions"]}
 
 

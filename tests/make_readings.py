@@ -78,14 +78,15 @@ def train(folder: Path, tokenizer, base: Path | None = None) -> None:
     """TRL's RewardTrainer; a tokenizer without a pad gets its eos as one, as TRL does it."""
     torch.manual_seed(sum(folder.name.encode()))
     if base is None:
-        config = transformers.LlamaConfig(vocab_size=len(tokenizer), num_labels=1, eos_token_id=tokenizer.eos_token_id, **SHAPE)
+        about = dict(vocab_size=len(tokenizer), num_labels=1, eos_token_id=tokenizer.eos_token_id)
+        config = transformers.LlamaConfig(**about, **SHAPE)
         model = transformers.LlamaForSequenceClassification(config)
     else:
         model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     with tempfile.TemporaryDirectory() as scratch:
         settings = trl.RewardConfig(
-            output_dir=scratch, max_steps=40, per_device_train_batch_size=9, learning_rate=1e-2, lr_scheduler_type="constant",
-            report_to=[], save_strategy="no", bf16=False, use_cpu=True, logging_steps=20, gradient_checkpointing=False)
+            output_dir=scratch, max_steps=40, per_device_train_batch_size=9, learning_rate=1e-2,
+            lr_scheduler_type="constant", report_to=[], save_strategy="no", bf16=False, use_cpu=True, logging_steps=20, gradient_checkpointing=False)
         trainer = trl.RewardTrainer(
             model=model, args=settings, train_dataset=Dataset.from_list(pairs()), processing_class=tokenizer,
             peft_config=peft.LoraConfig(**LORA) if base else None)
