@@ -86,7 +86,8 @@ def train(folder: Path, tokenizer, base: Path | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         settings = trl.RewardConfig(
             output_dir=scratch, max_steps=40, per_device_train_batch_size=9, learning_rate=1e-2,
-            lr_scheduler_type="constant", report_to=[], save_strategy="no", bf16=False, use_cpu=True, logging_steps=20, gradient_checkpointing=False)
+            lr_scheduler_type="constant", report_to=[], save_strategy="no", bf16=False, use_cpu=True,
+            logging_steps=20, gradient_checkpointing=False)
         trainer = trl.RewardTrainer(
             model=model, args=settings, train_dataset=Dataset.from_list(pairs()), processing_class=tokenizer,
             peft_config=peft.LoraConfig(**LORA) if base else None)
