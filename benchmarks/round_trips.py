@@ -257,9 +257,6 @@ def compare(python: str) -> dict:
         trained = []
         for case in cases(folder):
             for kind, options in (("run", []), ("adapter", ["--lora-rank", "2"])):
-                if case["name"] == "two-maps" and kind == "adapter":
-                    trained.append((case, kind, None))  # no class of transformers has such a head
-                    continue
                 print(case["name"], kind, file=sys.stderr, flush=True)
                 trained.append((case, kind, train(case, folder, options)))
         to_open = [opened for _, _, opened in trained if opened]

@@ -86,9 +86,10 @@ def take_pad(model: RewardModel, folder: Path):
     """config.json's pad_token_id, which decides where a reward is read, is the base's.
 
     The trainer changed it in memory, and PEFT does not save it. The tokenizer has its name.
+    LLaMA-Factory, whose head is in a file of its own, compares no ids (extras/heads.py).
     """
     names = special_tokens(read_json(folder / "tokenizer_config.json"))
-    if "pad_token" not in names:
+    if "pad_token" not in names or (folder / HEAD).exists():
         return
     backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     pad_id = backend.token_to_id(names["pad_token"])

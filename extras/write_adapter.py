@@ -10,8 +10,9 @@
 PEFT opens RUN/adapter on the same base, and its rewards are those of RUN. So many reward models can
 share one base on a server. extras/adapters.py opens it here.
 
-Where PEFT could not open it, nothing is written, and a line says why: the base was an adapter
-itself, the head has two maps, or transformers gives the matrices other names.
+Where PEFT could not use it, nothing is written, and a line says why: the base was an adapter
+itself, the head has two maps, transformers gives the matrices other names, or only some layers
+have experts.
 
 With --shard all processes must ask for the tensors; the first one writes. It costs no more than the
 copy of the factors. tests/extras/test_adapters.py compares the rewards.
@@ -53,8 +54,9 @@ def write(folder: Path, tensors: dict[str, Tensor], model: RewardModel, base: st
     """Write what tensors_of found into RUN/adapter. Returns what to say about it."""
     if any(file.name == WEIGHTS for file in model.files):
         return f"no {folder.name}/ is written: no folder holds its base, a merged adapter"
-    if f"{PREFIX}score.weight" not in tensors:
-        return f"no {folder.name}/ is written: transformers has no head of two maps"
+    obstacle = obstacle_in(tensors)
+    if obstacle:
+        return f"no {folder.name}/ is written: {obstacle}"
     names_of_base = set()
     for file in model.files:
         with safe_open(file, "pt") as stored:
@@ -76,6 +78,19 @@ def write(folder: Path, tensors: dict[str, Tensor], model: RewardModel, base: st
     text = json.dumps(settings, indent=2) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
     return f"{folder} holds the factors alone, for PEFT"
+
+
+def obstacle_in(names) -> str:
+    """What keeps PEFT from using these tensors as they are meant, or "".
+
+    PEFT would say little or nothing, and give other rewards.
+    """
+    if f"{PREFIX}score.weight" not in names:
+        return "transformers has no head of two maps"
+    has_experts = any(".mlp.experts." in name for name in names)
+    if has_experts and any(".mlp.up_proj." in name for name in names):
+        return "PEFT leaves the factors of layers without experts out"
+    return ""
 
 
 def describe(matrices: set[str], rank: int, alpha: int) -> dict:

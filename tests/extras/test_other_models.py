@@ -8,8 +8,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import FIXTURES, command, write_rows
-from safetensors.torch import load_file
+from conftest import FIXTURES, command, copy_run, write_rows
+from runs import pairs
+from safetensors.torch import load_file, save_file
 
 import train_rm
 from eval import Scorer
@@ -174,3 +175,47 @@ def test_the_saved_folder_tells_transformers_where_to_read(case, tmp_path):
         assert config["pad_token_id"] == 0, "no text ends with <unk>: it reads at the last token"
     vocabulary = read_json(tmp_path / "run" / "tokenizer.json")["model"]["vocab"]
     assert vocabulary[settings["pad_token"]] == config["pad_token_id"], "batches get another pad"
+
+
+# ---------------------------------------------------------------- projects that read by the mask
+
+
+def ids_of(folder, base=None):
+    """The token ids of one text, up to where its reward is read."""
+    scorer = Scorer(RewardModel.from_pretrained(folder, base=base))
+    example = scorer.read_text({"prompt": "Which?", "response": "It is green."}, "row")
+    return example.sequences[0].tolist()
+
+
+def edit(path, **settings):
+    path.write_text(json.dumps(read_json(path) | settings))
+
+
+def test_an_adapter_of_llamafactory_is_read_at_the_end_whatever_its_pad_is(tmp_path):
+    folder = copy_run(READINGS / "lora", tmp_path / "adapter")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    weight = tensors.pop("base_model.model.score.weight")
+    save_file(tensors, folder / "adapter_model.safetensors")
+    head = {"v_head.summary.weight": weight, "v_head.summary.bias": torch.ones(1)}
+    save_file(head, folder / "value_head.safetensors")
+    edit(folder / "adapter_config.json", modules_to_save=None, task_type="CAUSAL_LM")
+    assert ids_of(folder, READINGS / "lora-base")[-1] == 1, "read before </s>, which is its pad too"
+
+
+@pytest.mark.parametrize("newline", ["", "\\n"])
+def test_a_model_of_openrlhf_is_read_at_the_end_token(newline, tmp_path):
+    folder = copy_run(READINGS / "openrlhf", tmp_path / "theirs")
+    edit(folder / "config.json", pad_token_id=1)  # OpenRLHF's, where a tokenizer has no pad
+    edit(folder / "tokenizer_config.json", pad_token="</s>")
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("'</s>'", f"'</s>{newline}'"))
+    expected = ids_of(folder)
+    assert expected[-1] == 1, "OpenRLHF cuts newlines, and takes the last token that is no padding"
+    rows = write_rows(tmp_path / "rows.jsonl", pairs(6))
+    args = ["--model", folder, "--data", rows, "--max-steps", 1, "--output", tmp_path / "run"]
+    status, _, err = command(train_rm.main, *args)
+    assert status == 0, err
+    config = read_json(tmp_path / "run" / "config.json")
+    assert config["value_head_prefix"] == "score", "OpenRLHF would look for a head of another name"
+    assert config["pad_token_id"] == 0, "transformers would read before </s>"
+    assert ids_of(tmp_path / "run") == expected
