@@ -87,10 +87,10 @@ def run(args):
     kept, about_kept = choose_model(output, model)
     save_model(output, model, tokenizer, max_length, args.save_dtype)
     if args.lora_rank:
-        from extras import adapters
+        from extras import write_adapter
 
-        tensors = adapters.tensors_of(model)  # all processes ask
-        on_first(lambda: say(adapters.write(output / "adapter", tensors, model, args.model)))
+        tensors = write_adapter.tensors_of(model)  # all processes ask
+        on_first(lambda: say(write_adapter.write(output / "adapter", tensors, model, args.model)))
 
     # 3. Report on the model that was saved.
     model = final_report(args, output, tokenizer, examples, kept)

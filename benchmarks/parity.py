@@ -7,8 +7,12 @@ PYTHON is the interpreter of an environment with TRL. All start from the same we
 same token ids in the same order: 20 steps of 4 pairs in float32. AdamW has the same betas, weight
 decay and clipping, and a constant learning rate at which a step matters. The losses of TRL, of the
 plain form and of --pack go to parity.json.
+
+Then both continue from the run folder that the plain form left. TRL gets the dialogues only: the
+token ids are those that it makes with the folder's tokenizer and chat template.
 """
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +21,7 @@ from common import SHAPES, how_made, largest_difference, new_parser, spawn, writ
 from prepare import prepare
 
 import train_rm
+from data import epoch_order
 
 HERE = Path(__file__).resolve()
 RESULTS = HERE.with_suffix(".json")
@@ -48,21 +53,52 @@ def compare(data: str, trl: str) -> dict:
         prepare(Path(folder), SHAPE, data, STEPS * PAIRS, SETTINGS["max_length"])
         settings = SETTINGS | {"folder": folder}
         runs = {
-            "plain": spawn(sys.executable, TRAINERS, "ours", settings | {"options": []}),
             "packed": spawn(sys.executable, TRAINERS, "ours", settings | {"options": ["--pack"]}),
+            "plain": spawn(sys.executable, TRAINERS, "ours", settings | {"options": []}),
             "trl": spawn(trl, TRAINERS, "trl", settings),
         }
-    if len({run["tokens"] for run in runs.values()}) > 1:
-        sys.exit("not the same token ids")
+        continued = continue_from_run(Path(folder), trl)
+    check_same_ids(runs)
     losses = {name: run["losses"] for name, run in runs.items()}
     return {
         "losses": losses,
         "largest_difference": largest_difference(losses["plain"], losses["trl"]),
         "largest_difference_packed": largest_difference(losses["packed"], losses["trl"]),
+        "continued": continued,
         "settings": SETTINGS,
         "shape": SHAPE,
         "versions": runs["trl"]["versions"],
     }
+
+
+def continue_from_run(folder: Path, trl: str) -> dict:
+    """The losses of both from a run folder of ours, on the same dialogues."""
+    second = folder / "second"
+    shutil.copytree(folder / "run", second / "model")
+    for name in ("pairs.jsonl", "held_out.jsonl"):
+        shutil.copy(folder / name, second)
+    rows = [json.loads(line) for line in (second / "pairs.jsonl").read_text("utf-8").splitlines()]
+    in_order = [rows[number] for number in epoch_order(len(rows), 0, 0)]
+    (second / "texts.json").write_text(json.dumps(in_order), "utf-8")
+    settings = SETTINGS | {"folder": str(second)}
+    runs = {
+        "ours": spawn(sys.executable, TRAINERS, "ours", settings | {"options": []}),
+        "trl": spawn(trl, TRAINERS, "trl", settings | {"texts": True}),
+    }
+    check_same_ids(runs)
+    losses = {name: run["losses"] for name, run in runs.items()}
+    first = abs(losses["ours"][0] - losses["trl"][0])
+    return {
+        "losses": losses,
+        "first_difference": first,
+        "largest_difference": largest_difference(losses["ours"], losses["trl"]),
+    }
+
+
+def check_same_ids(runs: dict[str, dict]) -> None:
+    """Ends the program where the runs did not see the same token ids."""
+    if len({run["tokens"] for run in runs.values()}) > 1:
+        sys.exit(f"not the same token ids: {', '.join(runs)}")
 
 
 def tables() -> dict[str, str]:
@@ -74,7 +110,13 @@ def tables() -> dict[str, str]:
         f"no step more than {r['largest_difference']:.0e}\n"
         f"(with `--pack` {r['largest_difference_packed']:.0e}) from TRL {version}"
     )
-    return {"parity": sentence}
+    of_run = r["continued"]
+    ours, theirs = of_run["losses"]["ours"][0], of_run["losses"]["trl"][0]
+    continued = (
+        f"first losses of {ours:.5f} and {theirs:.5f},\n"
+        f"and at no step are the two more than {of_run['largest_difference']:.0e} apart"
+    )
+    return {"parity": sentence, "continued": continued}
 
 
 def main() -> None:

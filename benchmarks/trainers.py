@@ -141,14 +141,17 @@ def read_ids(s: dict) -> list:
 
 
 def train_trl(s: dict) -> dict:
-    """TRL's RewardTrainer."""
+    """TRL's RewardTrainer. With "texts" it renders and encodes the dialogues itself."""
     clock = StepClock()
     import torch
     import transformers
     import trl
     from datasets import Dataset
 
-    ids = read_ids(s)
+    if s.get("texts"):
+        rows = read_json(Path(s["folder"], "texts.json"))
+    else:
+        rows = [{"chosen_ids": a, "rejected_ids": b} for a, b in read_ids(s)]
     config = trl.RewardConfig(
         output_dir=f"{s['folder']}/trl",
         max_length=s["max_length"],
@@ -156,10 +159,10 @@ def train_trl(s: dict) -> dict:
         train_sampling_strategy="sequential",
         **shared_settings(s),
     )
-    rows = [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in ids]
     trainer = trl.RewardTrainer(
         model=f"{s['folder']}/model", args=config, train_dataset=Dataset.from_list(rows)
     )
+    ids = [[row["chosen_ids"], row["rejected_ids"]] for row in trainer.train_dataset]
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     versions = {"trl": trl.__version__, "transformers": transformers.__version__}

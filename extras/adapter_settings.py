@@ -194,23 +194,3 @@ class AdapterSettings:
 def last_part(name: str) -> str:
     """model.layers.0.mlp.up_proj -> up_proj."""
     return name.rpartition(".")[2]
-
-
-# ---------------------------------------------------------------- of our own adapters
-
-
-def describe(matrices: set[str], rank: int, alpha: int) -> dict:
-    """The settings of an adapter that has factors for these matrices, and a head."""
-    layers = sorted({int(name.split(".")[2]) for name in matrices})  # model.layers.3.…
-    return {
-        "peft_type": "LORA",
-        "task_type": "SEQ_CLS",
-        "r": rank,
-        "lora_alpha": alpha,
-        "target_modules": sorted({last_part(name) for name in matrices}),
-        "layers_to_transform": layers,
-        "modules_to_save": ["score"],
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "inference_mode": True,
-    }

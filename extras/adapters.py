@@ -22,28 +22,26 @@ and saved as a whole. The tokenizer is the adapter's, or where it has none, the 
 A base is a folder or a hub name. A relative path counts from where the program is started. An
 adapter of another base is an error where names or shapes differ; PEFT records no hash.
 
-The other way: a run with --lora-rank leaves adapter/ in its folder. PEFT opens it on the same base.
+The other way, from a run to PEFT: extras/write_adapter.py.
 
 What it costs: merged matrices are float32, 4 bytes a number, where the base may have 2; with
 --shard every process merges for itself. extras/adapter_settings.py reads the settings.
 tests/extras/test_adapters.py compares with rewards that PEFT computed.
 """
-import json
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 
 import tokenizers
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from extras import adapter_settings, checkpoint_formats, heads, hub, lora
+from extras import adapter_settings, heads, hub
 from extras.adapter_settings import CONFIG, AdapterSettings
 from data import special_tokens
-from model import CheckpointError, RewardModel, open_model, read_json, whole
+from model import CheckpointError, RewardModel, open_model, read_json
 
 WEIGHTS = "adapter_model.safetensors"
 HEAD = "value_head.safetensors"
@@ -88,9 +86,10 @@ def take_pad(model: RewardModel, folder: Path):
     """config.json's pad_token_id, which decides where a reward is read, is the base's.
 
     The trainer changed it in memory, and PEFT does not save it. The tokenizer has its name.
+    LLaMA-Factory, whose head is in a file of its own, compares no ids (extras/heads.py).
     """
     names = special_tokens(read_json(folder / "tokenizer_config.json"))
-    if "pad_token" not in names:
+    if "pad_token" not in names or (folder / HEAD).exists():
         return
     backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     pad_id = backend.token_to_id(names["pad_token"])
@@ -202,59 +201,3 @@ def replace(state: dict, tensors: dict, folder: Path):
             raise CheckpointError(f"{folder}: an adapter of another base: it has {name} of "
                                   f"{tuple(tensor.shape)}; it is {there} in this one")
         state[key] = tensor
-
-
-# ---------------------------------------------------------------- writing
-
-
-def tensors_of(model: RewardModel) -> dict[str, Tensor]:
-    """The factors and the head of a model in training, under PEFT's names.
-
-    With --shard all processes have to ask.
-    """
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            name += ".weight"
-        elif not name.startswith("score."):
-            continue
-        tensors[PREFIX + name] = whole(parameter.detach()).float().cpu().contiguous()
-    # As in save_pretrained: PEFT has no bias here. A bias of 0 changes nothing.
-    if not tensors[f"{PREFIX}score.bias"].any():
-        del tensors[f"{PREFIX}score.bias"]
-    return tensors
-
-
-def write(folder: Path, tensors: dict[str, Tensor], model: RewardModel, base: str) -> str:
-    """Write what tensors_of found into RUN/adapter. Returns what to say about it."""
-    if any(file.name == WEIGHTS for file in model.files):
-        return f"no {folder.name}/ is written: no folder holds its base, a merged adapter"
-    names_of_base = set()
-    for file in model.files:
-        with safe_open(file, "pt") as stored:
-            names_of_base |= set(stored.keys())
-    factors = [FACTOR.fullmatch(name.removeprefix(PREFIX)) for name in tensors]
-    matrices = {factor[1] for factor in factors if factor}
-    for name in sorted(matrices):
-        if not name_in_base(f"{name}.weight", names_of_base):
-            return f"no {folder.name}/ is written: transformers has another name for {name}"
-    rank = next(len(tensors[f"{PREFIX}{name}.lora_A.weight"]) for name in matrices)
-    settings = adapter_settings.describe(matrices, rank, round(rank * lora.SCALE))
-    settings |= name_of_base(base)
-    folder.mkdir(exist_ok=True)
-    for name in checkpoint_formats.TOKENIZER_FILES:  # the run's: its template may be another one
-        if (folder.parent / name).exists():
-            shutil.copyfile(folder.parent / name, folder / name)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    # Last: without it this is no adapter.
-    text = json.dumps(settings, indent=2) + "\n"
-    (folder / CONFIG).write_text(text, encoding="utf-8")
-    return f"{folder} holds the factors alone, for PEFT"
-
-
-def name_of_base(base: str) -> dict:
-    """The base as PEFT names it: a folder, or a hub name and its revision."""
-    if Path(base).is_dir():
-        return {"base_model_name_or_path": str(Path(base).resolve()), "revision": None}
-    name, _, revision = base.partition("@")
-    return {"base_model_name_or_path": name, "revision": revision or None}

@@ -70,8 +70,10 @@ class TemplateTokenizer(Tokenizer):
             self.sources[name] = stop_the_clock(source, datetime.datetime.now())
             self.templates[name] = compile_template(self.sources[name], where)
         head_config = config.get("head_config")
-        self.as_rendered = head_config is not None
-        self.trained_pad_id = (head_config or {}).get("pad_token_id")
+        # OpenRLHF cuts newlines, and reads at the end token whatever the pad is: as we do.
+        from_openrlhf = "value_head_prefix" in (head_config or {})
+        self.as_rendered = head_config is not None and not from_openrlhf
+        self.trained_pad_id = head_config.get("pad_token_id") if self.as_rendered else None
         super().__init__(backend, config, where)
         if self.trained_pad_id is not None:
             self.saved_pad_id = self.trained_pad_id

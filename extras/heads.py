@@ -75,6 +75,8 @@ def translate(state: dict[str, Tensor], model: RewardModel, folder: Path) -> dic
             renamed[name] = f"score.{part}"
     if f"{head}.weight" in state:
         refuse_several_labels(f"{head}.weight", state[f"{head}.weight"].shape, folder)
+        if "value_head_prefix" in config_json:  # OpenRLHF would look for the old name
+            model.saved_config["value_head_prefix"] = "score"
     else:
         model.score = head_of_layers(state, sorted(renamed), model.config.hidden_size, folder)
         for name, ours in renamed.items():

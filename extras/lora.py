@@ -33,7 +33,7 @@ higher rank cannot be learned.
 layers to ordinary training; with --lora-rank, the first N layers have no factors.
 
 When the model is saved, W + (α/r) B A takes the place of W, and nothing shows that LoRA was used.
-The factors alone are saved too, as adapter/ in the run folder (extras/adapters.py).
+The factors alone are saved too, as adapter/ in the run folder (extras/write_adapter.py).
 tests/extras/test_lora.py proves that the rewards stay the same.
 """
 import hashlib

@@ -97,6 +97,15 @@ def test_rope_turns_by_the_theta_of_the_config():
     assert (model.model(ids, PADDED) - hidden).abs().max() > 1e-3, message
 
 
+def test_frequencies_are_rounded_as_transformers_rounds_them():
+    config = read_config(TINY | {"rope_theta": 500000.0, "head_dim": 128})
+    frequencies, _ = default_frequencies(config)
+    # torch's float32 power and division, in the order of transformers' compute_default_rope.
+    theirs = 1.0 / (500000.0 ** (torch.arange(0, 128, 2, dtype=torch.int64).float() / 128))
+    message = "a last bit differs: position 650 multiplies it by 650, and rewards move by 2e-5"
+    assert torch.equal(frequencies, theirs), message
+
+
 def test_attention_written_plainly():
     # 4 query heads, 2 key/value heads: query heads 0 and 1 share key head 0, 2 and 3 share 1.
     torch.manual_seed(0)
