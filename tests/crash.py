@@ -28,7 +28,8 @@ import train_rm
 from data import DataError, Examples, Tokenizer
 from model import CheckpointError, RewardModel
 
-OPTIONS = ["--batch-size", "4", "--lr", "1e-3", "--eval-steps", "1", "--save-steps", "1"]
+# At this learning rate the best model is not the last: it has to survive on the disk.
+OPTIONS = ["--batch-size", "4", "--lr", "0.3", "--eval-steps", "1", "--save-steps", "1"]
 # Between two of these calls of os, no name on the disk appears, changes or goes.
 CALLS = ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir")
 
@@ -78,6 +79,11 @@ def kill() -> None:
 
 def weights(run: Path) -> str:
     return (run / "model.safetensors").read_bytes().hex()
+
+
+def kept(run: Path) -> int:
+    """The step whose model was saved."""
+    return json.loads((run / "report.json").read_text())["step"]
 
 
 def names(run: Path) -> list[str]:
@@ -137,6 +143,7 @@ def killed_at_random(folder: Path, kills: int = 20) -> dict:
     assert attempt(folder / "whole", steps)[0] == 0
     calls = calls_of_training(folder, steps)
     found = {"kills": 0, "resumed": 0, "broken": [], "ends": [], "errors": []}
+    found["kept"] = kept(folder / "whole")
     generator, run = random.Random(0), folder / "random"
     while found["kills"] < kills:
         place = generator.randrange(calls // 2)
@@ -197,7 +204,7 @@ def killed_at_every_call(folder: Path) -> dict:
     run, places = folder / "calls of one run", folder / "places"
     assert attempt(folder / "short", 2)[0] == 0
     places.write_text("")
-    found = {"places": [], "broken": [], "errors": []}
+    found = {"kept": kept(folder / "short"), "places": [], "broken": [], "errors": []}
     while True:
         status, error = attempt(run, 2, lambda: kill_at_new_place(places))
         found["broken"] += [f"{places.read_text().splitlines()[-1]}: {b}" for b in broken(run)]
