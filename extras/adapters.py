@@ -132,6 +132,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, list], dict[str, Tensor]]:
     for file in weight_files(folder):
         try:
             stored |= load_file(file)
+            check_numbers(stored, file)
         except (OSError, SafetensorError) as e:
             raise CheckpointError(f"{file}: not a complete safetensors file ({e})") from None
     found, tensors = {}, {}
@@ -154,6 +155,13 @@ def read_adapter(folder: Path) -> tuple[dict[str, list], dict[str, Tensor]]:
     return factors, tensors
 
 
+def check_numbers(tensors: dict[str, Tensor], file: Path):
+    """Raises: CheckpointError naming a tensor that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{file}: {name} holds NaN or infinity, not finite numbers")
+
+
 # ---------------------------------------------------------------- merging
 
 
@@ -163,8 +171,8 @@ def add_change(state: dict, name: str, A: Tensor, B: Tensor, settings: AdapterSe
     if len(A) != rank or B.shape[1] != rank:
         raise CheckpointError(f"{settings.where}: rank {rank} for {name}; its A has {len(A)} rows")
     change = settings.scale(name) * (B.float() @ A.float())
-    if settings.transposed:
-        change = change.T
+    if name.rpartition(".")[2].startswith("c_"):
+        change = change.T  # GPT-2's files hold (in, out)
     key = name_in_base(f"{name}.weight", state)
     there = tuple(state[key].shape) if key else "missing"
     if there != tuple(change.shape):

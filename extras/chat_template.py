@@ -75,6 +75,9 @@ class TemplateTokenizer(Tokenizer):
         self.as_rendered = head_config is not None and not from_openrlhf
         self.trained_pad_id = head_config.get("pad_token_id") if self.as_rendered else None
         super().__init__(backend, config, where)
+        pad_id = self.trained_pad_id
+        if not isinstance(pad_id, int) or pad_id < 0 or not backend.id_to_token(pad_id):
+            self.trained_pad_id = None  # no token: transformers then takes the last one
         if self.trained_pad_id is not None:
             self.saved_pad_id = self.trained_pad_id
         if not stands_in(self.render(PROBE), said_in(PROBE)):
