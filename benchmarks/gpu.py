@@ -12,7 +12,7 @@ one rank, and --fp16. step_cost.py says how a step is timed, and what its operat
 gradient checkpointing computes again is not counted in the share of the peak.
 
 What needs more memory than the card has is not tried: memory.py computes that beforehand. What runs
-out of memory all the same is a row that says so. Every measurement is a process of its own and is
+out of memory all the same, or fails, is a row that says so. Every measurement is a process of its own and is
 kept in gpu.json as soon as it is there.
 """
 import sys
@@ -84,7 +84,12 @@ def measured(asked: dict, memory_bytes: int) -> dict:
     if need > memory_bytes:
         text = f"not tried: needs {need / 1e9:.0f} of {memory_bytes / 1e9:.0f} GB"
         return {"needed_mb": need / 1e6, "did_not_run": text}
-    found = spawn(sys.executable, STEP_COST, "measure", asked)
+    try:
+        found = spawn(sys.executable, STEP_COST, "measure", asked)
+    except SystemExit as e:  # a card is lent for minutes: what fails must not end the rest
+        print(e, file=sys.stderr)
+        reason = str(e).strip().splitlines()[-1]
+        found = {"did_not_run": f"failed: {reason}"}
     return {"needed_mb": need / 1e6} | found
 
 

@@ -16,7 +16,8 @@ The 1 is for gradients in flight. What a layer keeps is not guessed: one layer c
 here, and the tensors that autograd saves are counted. With --gradient-checkpointing a layer keeps
 only its input, and one layer at a time is whole. When the gradients of several micro-batches are
 added up, a second gradient of the embedding is there for a moment, when the copies and activations
-are gone. So the larger of the two counts.
+are gone. So the larger of the two counts. The report at the end of a run opens the saved model in
+float32, 4 bytes a number, beside the weights that were trained.
 
 A model fits a card where a tenth is left, for CUDA itself and the gaps between tensors. Peaks of
 `check` and `trl` are the largest resident memory of a process, in `check` less what Python and
@@ -62,14 +63,18 @@ def needed(shape: dict, options: list[str], tokens: int) -> dict:
     parameters = count(model)
     if args.lora_rank or args.freeze_layers:  # train_rm.prepare, but for the memory
         lora.train_less(model, args.freeze_layers, args.lora_rank)
-    states = matrices = embedding = 0
+    trained = frozen = matrices = embedding = 0
     for name, parameter in model.named_parameters():
-        size = parameter.numel() * parameter.element_size()
-        if parameter.requires_grad:
-            size = 16 * parameter.numel()
-            matrices += parameter.numel() if is_matrix_of_layer(name, parameter) else 0
-            embedding += parameter.numel() if "embed_tokens" in name else 0
-        states += size
+        numbers = parameter.numel()
+        if not parameter.requires_grad:
+            frozen += numbers * parameter.element_size()
+            continue
+        trained += numbers
+        if ".layers." in name and parameter.ndim == 2:
+            matrices += numbers
+        if "embed_tokens" in name:
+            embedding += numbers
+    states = frozen + 16 * trained
     copies = 2 * matrices if args.bf16 or args.fp16 else 0
     kept = tokens * kept_per_token(shape, options)
     activations = copies + kept
@@ -77,17 +82,13 @@ def needed(shape: dict, options: list[str], tokens: int) -> dict:
         "parameters": parameters,
         "states": states,
         "step": states + max(activations, 4 * embedding),
+        "report": frozen + 4 * trained + 4 * parameters,
     }
 
 
 def computing_type(args) -> torch.dtype:
     """Of frozen weights: that of the file, and files in use have the type one computes in."""
     return train_rm.autocast_dtype(args) or torch.float32
-
-
-def is_matrix_of_layer(name: str, parameter: torch.nn.Parameter) -> bool:
-    """Whether autocast makes a copy of it."""
-    return ".layers." in name and parameter.ndim == 2
 
 
 def kept_per_token(shape: dict, options: list[str]) -> float:
@@ -211,7 +212,8 @@ def tables(file: Path = RESULTS) -> dict[str, str]:
 
 def fits_table(rows: list[dict]) -> str:
     """A row for each shape and way."""
-    columns = ["model", "trained", "bytes a parameter", "GB", "fits", "GB, checkpointing", "fits"]
+    columns = ["model", "trained", "bytes a parameter", "GB", "fits", "GB, checkpointing", "fits",
+               "GB, final report"]
     found = []
     for r in rows:
         step, less = r["step"], r["step_checkpointing"]
@@ -223,6 +225,7 @@ def fits_table(rows: list[dict]) -> str:
             smallest_card(step),
             f"{less / 1e9:.1f}",
             smallest_card(less),
+            f"{r['report'] / 1e9:.1f}",
         ])
     return table(columns, found)
 

@@ -180,6 +180,19 @@ def test_what_does_not_fit_the_card_is_not_tried(tmp_path, monkeypatch):
     assert row["did_not_run"] in gpu.tables(file)["gpu"]
 
 
+def test_what_fails_on_a_card_does_not_end_the_rest(tmp_path, monkeypatch):
+    def work(python, script, worker, settings):
+        if worker == "card":
+            return {"peak_flops_per_second": 1e12, "memory_bytes": 10**12}
+        sys.exit("measure failed:\n\nImportError: file too short\n")
+
+    monkeypatch.setattr(gpu, "spawn", work)
+    file = tmp_path / "gpu.json"
+    gpu.main([*GPU, "--results", str(file)])
+    rows = json.loads(file.read_text())["gpu"]
+    assert [row["did_not_run"] for row in rows] == ["failed: ImportError: file too short"] * 10
+
+
 def test_a_trained_number_takes_16_bytes_and_a_frozen_one_2():
     tiny = SHAPES["tiny"]
     full = memory.needed(tiny, ["--bf16"], 64)
@@ -189,6 +202,7 @@ def test_a_trained_number_takes_16_bytes_and_a_frozen_one_2():
     head = step_cost.count(model.score)
     factors = 2 * 2 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3)  # 2 layers, rank 2
     assert lora["states"] == 2 * (full["parameters"] - head) + 16 * (factors + head)
+    assert full["report"] == 8 * full["parameters"], "trained, and opened again in float32"
 
 
 def test_activations_are_those_that_a_whole_model_saves():
