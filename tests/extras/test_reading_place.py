@@ -85,3 +85,13 @@ def test_a_layout_that_reads_elsewhere_is_not_written(folder, tmp_path):
     theirs = folder(2, NEWLINE.replace("\n", ""))
     with pytest.raises(CheckpointError, match="LLaMA-Factory reads at the last token"):
         checkpoint_formats.write_llamafactory(theirs, tmp_path / "out")
+
+
+def test_a_trained_head_without_a_chat_template_is_said(folder):
+    theirs = folder(0)
+    (theirs / "chat_template.jinja").unlink()
+    settings = json.loads((theirs / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (theirs / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = Scorer(RewardModel.from_pretrained(theirs)).tokenizer
+    assert "nothing says which texts its trained head has learned" in tokenizer.rendering
