@@ -251,8 +251,7 @@ def test_every_part_of_a_run_is_measured(monkeypatch):
     assert list(result["parts"]) == list(data_path.PARTS), "train_rm.run has other parts now"
     assert result["tokens_mb"] > result["tokens"] * 4 / 1e6 and result["held_out"] == 2
     peaks = [part["peak_mb"] for part in result["parts"].values()]
-    for before, after in zip([result["peak_mb_before"], *peaks], peaks):
-        assert after > before - 5, "a peak never falls; the kernel counts it to a few pages a core"
+    assert peaks == sorted(peaks) and peaks[0] >= result["peak_mb_before"]
     assert all(part["seconds"] > 0 for part in result["parts"].values())
 
 
