@@ -203,7 +203,7 @@ def train(args, model, tokenizer, examples):
                 if done < total and args.keep == "best":
                     save_if_best(output, done, figures["loss"], model)
                 if done < total and is_stuck(output, args.patience):
-                    say(f"{args.patience} evaluations without a lower held-out loss: that is all")
+                    say(f"{args.patience} evaluations without a lower held-out loss: training ends")
                     total = done
 
             # 5. Write down the means since the last line.

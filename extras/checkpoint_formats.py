@@ -40,7 +40,7 @@ if __name__ == "__main__":  # Python looks beside this file; model.py is one fol
 
 from data import Tokenizer
 from extras import heads
-from extras.chat_template import PROBE
+from extras.chat_template import DIALOGUE
 from model import CLASS_NAMES, SHARD_BYTES, CheckpointError, RewardModel
 
 WRAPPERS = ("module.", "_orig_mod.", "pretrained_model.", "base_model.model.", "base_model.")
@@ -158,7 +158,7 @@ def refuse_other_reading(model: RewardModel, run: str) -> None:
     if not model.folder or not (model.folder / "tokenizer.json").exists():
         return
     tokenizer = Tokenizer.from_folder(model.folder, head_config=model.config.config_json)
-    ids = tokenizer.backend.encode(tokenizer.render(PROBE), add_special_tokens=False).ids
+    ids = tokenizer.backend.encode(tokenizer.render(DIALOGUE), add_special_tokens=False).ids
     if tokenizer.as_rendered and ids[-1] == pad_id:
         raise CheckpointError(
             f"{run}: its texts end with its pad token, and its reward is read before that token; "
