@@ -171,7 +171,7 @@ def train(args, model, tokenizer, examples):
     start, since_log = load_checkpoint(output, model, optimizer, scaler)
     parallel = model
     if process_count() > 1 and not args.shard:
-        parallel = DistributedDataParallel(model, forward_sync_buffers=False)
+        parallel = DistributedDataParallel(model)
 
     with stop_signals() as received, Progress(args, start, total) as progress:
         for step in range(start, total):
