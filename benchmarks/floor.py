@@ -13,13 +13,13 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 def floor(s: dict) -> dict:
-    """Seconds that the matrix products of a pair take: every linear layer, forward and backward.
+    """Seconds that the matrix products of a row take: every linear layer, forward and backward.
 
-    On the real tokens, each prompt once, the pairs of a micro-batch together.
+    On the real tokens, each prompt once, the rows of a micro-batch together.
     """
     shape = read_json(Path(s["folder"], "model", "config.json"))
     sizes = matrices(shape)
-    tokens = tokens_of_pairs(Path(s["folder"], "ids.json"))
+    tokens = tokens_of_rows(Path(s["folder"], "ids.json"))
     batches = []
     for first in range(0, len(tokens), s["batch"]):
         batch = tokens[first : first + s["batch"]]
@@ -28,18 +28,18 @@ def floor(s: dict) -> dict:
     seconds = [layer_seconds(batch, sizes, s) for batch in batches]
     in_all = shape["num_hidden_layers"] * sum(seconds)
     return {
-        "seconds_per_pair": in_all / len(tokens),
-        "tokens_per_pair": sum(tokens) / len(tokens),
+        "seconds_per_row": in_all / len(tokens),
+        "tokens_per_row": sum(tokens) / len(tokens),
     }
 
 
-def tokens_of_pairs(file: Path) -> list[int]:
-    """The tokens of each pair, what both sequences begin with counted once."""
+def tokens_of_rows(file: Path) -> list[int]:
+    """The tokens of each row, what all its sequences begin with counted once."""
     tokens = []
-    for pair in read_json(file):
-        chosen, rejected = map(np.array, pair)
-        shared = common_prefix([chosen, rejected])
-        tokens.append(len(chosen) + len(rejected) - shared)
+    for row in read_json(file):
+        sequences = [np.array(ids) for ids in row]
+        shared = common_prefix(sequences)
+        tokens.append(shared + sum(len(sequence) - shared for sequence in sequences))
     return tokens
 
 

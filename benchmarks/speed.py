@@ -1,16 +1,17 @@
 """Seconds of an optimizer step, beside other trainers on the same weights and token ids.
 
-    python benchmarks/speed.py train --data PAIRS.jsonl.gz --shape 30m --dtype float32 --pack \\
-        --old FOLDER --trl PYTHON --llamafactory PYTHON
-    python benchmarks/speed.py train --data … --shape qwen3-0.6b --dtype bf16 --device cuda --pack
+    python benchmarks/speed.py train --data PAIRS.jsonl.gz --trl PYTHON --llamafactory PYTHON
+    python benchmarks/speed.py train --data … --responses 7 --batch 1 --rows 24 --dtype bf16
+    python benchmarks/speed.py train --data … --shape qwen3-0.6b --dtype bf16 --device cuda
     python benchmarks/speed.py start        from `python train_rm.py` to the end of its first step
-    python benchmarks/speed.py --tables     what the README quotes
+    python benchmarks/speed.py --tables     what the docs quote
 
-The plain form always runs. --pack adds the packed form, without and with --used-rows. --old adds
-the train_rm.py of an earlier checkout, in its default form and with --no-shared-prompts. PYTHON is
-the interpreter of an environment in which that trainer is installed.
+The plain form takes part, --pack, --pack --compile and --pack --used-rows; --who names others.
+PYTHON is the interpreter of an environment in which that trainer is installed. A row is a pair, or
+with --responses K one prompt and K responses; the other trainers get its K (K − 1) / 2 pairs, in
+one forward pass where ours gets the row.
 
-Every measurement is a process of its own. They take turns, ABCD ABCD ABCD, so that a machine that
+Every measurement is a process of its own. They take turns, ABC ABC ABC, so that a machine that
 drifts does not decide. All take the same steps: the run fails where the token ids differ, or, in
 float32, where a loss differs by more than 1e-4. Medians of the turns go to speed.json.
 """
@@ -43,24 +44,22 @@ class Contestant(NamedTuple):
     name: str
     trainer: str  # of trainers.py
     python: str = sys.executable
-    folder: str | Path = ROOT
     options: tuple = ()  # of train_rm.py
+
+
+OURS = {
+    "padded": (),
+    "packed": ("--pack",),
+    "packed, compiled": ("--pack", "--compile"),
+    "packed, used rows": ("--pack", "--used-rows"),
+}
 
 
 def contestants(args) -> list[Contestant]:
     """Who takes part, in the order of a turn."""
-    found = [Contestant("padded", "ours")]
-    if args.pack:
-        used_rows = ("--pack", "--used-rows")
-        found.append(Contestant("packed", "ours", options=("--pack",)))
-        found.append(Contestant("packed, used rows", "ours", options=used_rows))
-    if args.compile:
-        compiled = ("--pack", "--compile")
-        found.append(Contestant("packed, compiled", "ours", options=compiled))
-    if args.old:
-        padded = ("--no-shared-prompts",)
-        found.append(Contestant("old", "old", folder=args.old))
-        found.append(Contestant("old, padded", "old", folder=args.old, options=padded))
+    found = []
+    for name in args.who:
+        found.append(Contestant(name, "ours", options=OURS[name]))
     if args.trl:
         found.append(Contestant("TRL", "trl", args.trl))
     if args.llamafactory:
@@ -70,7 +69,8 @@ def contestants(args) -> list[Contestant]:
 
 def settings_of(args) -> dict:
     """What every trainer has to know."""
-    settings = {"weight_decay": 0.01, "betas": train_rm.BETAS}
+    K = args.responses
+    settings = {"weight_decay": 0.01, "betas": train_rm.BETAS, "pairs_of_row": K * (K - 1) // 2}
     for name in ("batch", "accumulation", "dtype", "device", "max_length", "lr"):
         settings[name] = getattr(args, name)
     return settings
@@ -80,22 +80,26 @@ def command_train(args) -> None:
     """All contestants in turns, --repeats times."""
     settings = settings_of(args)
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), SHAPES[args.shape], args.data, args.pairs, args.max_length)
+        shape, K = SHAPES[args.shape], args.responses
+        prepare(Path(folder), shape, args.data, args.rows, args.max_length, K)
         runs, floors = take_turns(args, settings | {"folder": folder})
     check_equal(runs, args.dtype)
     who = {}
     for name, turns in runs.items():
         who[name] = summary(turns, args)
-    seconds = [turn["seconds_per_pair"] for turn in floors]
+    seconds = [turn["seconds_per_row"] for turn in floors]
+    first, *_ = runs.values()
     entry = {
         "who": who,
-        "floor_pairs_per_second": 1 / statistics.median(seconds),
-        "tokens_per_pair_each_once": floors[0]["tokens_per_pair"],
-        "steps_timed": len(runs["padded"][0]["step_seconds"]),
+        "floor_rows_per_second": 1 / statistics.median(seconds),
+        "tokens_per_row_each_once": floors[0]["tokens_per_row"],
+        "steps_timed": len(first[0]["step_seconds"]),
         "settings": settings,
     }
-    keep(args.results, f"train {args.shape} {args.dtype} {args.device}", entry)
-    print(train_table({args.shape: entry}))
+    rows = "pairs" if K == 2 else f"K = {K}"
+    name = f"train: {args.shape}, {rows}, {args.dtype}, {args.device}"
+    keep(args.results, name, entry)
+    print(train_table({name: entry}))
 
 
 def take_turns(args, settings: dict) -> tuple[dict[str, list], list]:
@@ -104,22 +108,22 @@ def take_turns(args, settings: dict) -> tuple[dict[str, list], list]:
     for turn in range(args.repeats):
         for c in contestants(args):
             given = settings | {"options": c.options}
-            run = spawn(c.python, TRAINERS, c.trainer, given, c.folder)
+            run = spawn(c.python, TRAINERS, c.trainer, given, ROOT)
             runs.setdefault(c.name, []).append(run)
-            print(f"turn {turn + 1}  {c.name:<18} {speed_of(run, args):.2f} pairs/s", flush=True)
+            print(f"turn {turn + 1}  {c.name:<18} {speed_of(run, args):.2f} rows/s", flush=True)
         floors.append(spawn(sys.executable, FLOOR, "floor", settings))
     return runs, floors
 
 
 def speed_of(run: dict, args) -> float:
-    """Pairs per second of a run."""
-    pairs = args.batch * args.accumulation
-    return pairs / statistics.mean(run["step_seconds"])
+    """Rows per second of a run."""
+    rows = args.batch * args.accumulation
+    return rows / statistics.mean(run["step_seconds"])
 
 
 def check_equal(runs: dict[str, list], dtype: str) -> None:
     """Stop where two runs did not do the same."""
-    expected = runs["padded"][0]
+    expected = next(iter(runs.values()))[0]
     for name, turns in runs.items():
         for run in turns:
             if run["tokens"] != expected["tokens"]:
@@ -134,7 +138,7 @@ def summary(turns: list[dict], args) -> dict:
     speeds = [speed_of(run, args) for run in turns]
     memory = [run["peak_mb"] for run in turns]
     return {
-        "pairs_per_second": statistics.median(speeds),
+        "rows_per_second": statistics.median(speeds),
         "turns": speeds,
         "peak_mb": statistics.median(memory),
         "losses": turns[0]["losses"],
@@ -171,12 +175,12 @@ def start(s: dict) -> dict:
 
 def train_table(results: dict) -> str:
     """A row for each contestant of each shape and dtype."""
-    columns = ["shape, dtype", "trainer", "pairs/s", "times TRL", "of the floor", "peak MB",
+    columns = ["shape, rows, dtype, device", "trainer", "rows/s", "times TRL", "of the floor", "peak MB",
                "largest difference of a loss"]
     rows = []
     for name, entry in results.items():
         for who in entry["who"]:
-            rows.append([name, who, *cells(entry, who)])
+            rows.append([name.removeprefix("train: "), who, *cells(entry, who)])
     return table(columns, rows)
 
 
@@ -191,18 +195,17 @@ def cells(entry: dict, who: str) -> list[str]:
         times = f"{statistics.median(ratios):.1f}"
     if e is not first and who != "LLaMA-Factory":  # that one makes a value head of its own
         apart = f"{largest_difference(e['losses'], first['losses']):.0e}"
-    speed = e["pairs_per_second"]
-    share = speed / entry["floor_pairs_per_second"]
+    speed = e["rows_per_second"]
+    share = speed / entry["floor_rows_per_second"]
     return [f"{speed:.2f}", times, f"{share:.0%}", f"{e['peak_mb']:,.0f}", apart]
 
 
 def tables(file: Path = RESULTS) -> dict[str, str]:
-    """What the README quotes, by name."""
+    """What the docs quote, by name."""
     results, found, trained = load_results(file), {}, {}
     for name, entry in results.items():
-        kind, *what = name.split()
-        if kind == "train":
-            trained[", ".join(what[:2])] = entry
+        if name.startswith("train: "):
+            trained[name] = entry
     if trained:
         found["train"] = train_table(trained)
     seconds = results.get("start", {}).get("seconds_to_first_step")
@@ -223,13 +226,12 @@ def main(argv: list[str] | None = None) -> None:
     add("--shape", choices=SHAPES, default="30m")
     add("--dtype", choices=["float32", "bf16"], default="float32")
     add("--device", default="cpu")
-    add("--pack", action="store_true", help="measure --pack too, and --pack --used-rows")
-    add("--compile", action="store_true", help="measure --pack --compile too")
-    add("--old", metavar="FOLDER", help="an earlier checkout")
+    add("--who", nargs="+", choices=OURS, default=list(OURS), help="which of our forms")
     add("--trl", metavar="PYTHON")
     add("--llamafactory", metavar="PYTHON")
-    add("--pairs", type=int, default=64)
-    add("--batch", type=int, default=4, help="pairs in a forward pass")
+    add("--responses", type=int, default=2, metavar="K", help="of a row (2)")
+    add("--rows", type=int, default=64)
+    add("--batch", type=int, default=4, help="rows in a forward pass")
     add("--accumulation", type=int, default=2, help="forward passes in a step")
     add("--max-length", type=int, default=512)
     add("--lr", type=float, default=1e-5)

@@ -1,10 +1,11 @@
-"""One training run each, on the same weights and pairs, in a process of its own.
+"""One training run each, on the same weights and rows, in a process of its own.
 
 speed.py and parity.py start these processes in a folder that speed.prepare filled. A trainer gets
 its settings and returns what `result` says. All take steps with a constant learning rate: the
-schedules of the four differ by a step. AdamW has the same betas, weight decay and clipping.
+schedules of the three differ by a step. AdamW has the same betas, weight decay and clipping.
 """
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -24,7 +25,7 @@ def result(clock: StepClock, losses: list[float], ids: list, **versions) -> dict
     }
 
 
-# ---------------------------------------------------------------- ours, and an earlier checkout
+# ---------------------------------------------------------------- ours
 
 
 def train_ours(s: dict) -> dict:
@@ -41,38 +42,8 @@ def train_ours(s: dict) -> dict:
     examples = Examples(Path(s["folder"], "run", "tokens"))
     ids = []
     for number in examples.numbers(held_out=False):
-        ids.append([sequence.tolist() for sequence in examples[number].sequences])
-    return result(clock, losses, ids, torch=torch.__version__)
-
-
-def train_old(s: dict) -> dict:
-    """train_rm.py of an earlier checkout, commit 417f6c1 and others like it, in that folder."""
-    sys.path.insert(0, os.getcwd())
-    clock = StepClock()
-    import torch
-
-    import train_rm
-
-    encode, make_optimizer, ids = train_rm.encode_preferences, train_rm.make_optimizer, []
-
-    def encode_and_note(*args):
-        pairs, audit = encode(*args)
-        if not ids:  # the first call is for the rows to train on
-            for i in range(len(pairs)):
-                sides = (pairs.sequence(2 * i), pairs.sequence(2 * i + 1))
-                ids.append([side.tolist() for side in sides])
-        return pairs, audit
-
-    def make_optimizer_with_betas(*args):
-        optimizer = make_optimizer(*args)  # had torch's betas
-        for group in optimizer.param_groups:
-            group["betas"] = tuple(s["betas"])
-        return optimizer
-
-    train_rm.encode_preferences = encode_and_note
-    train_rm.make_optimizer = make_optimizer_with_betas
-    train_rm.learning_rate = constant_of_args
-    losses = train(train_rm, s, "--logging-steps", "1")
+        sequences = [sequence.tolist() for sequence in examples[number].sequences]
+        ids += pairs_of_row(sequences)
     return result(clock, losses, ids, torch=torch.__version__)
 
 
@@ -81,17 +52,12 @@ def constant(step: int, total: int, peak: float) -> float:
     return peak
 
 
-def constant_of_args(step: int, total: int, args) -> float:
-    """The same for an earlier commit, whose learning_rate takes all options."""
-    return args.lr
-
-
-def train(train_rm, s: dict, *more: str) -> list[float]:
-    """Train for one epoch of the prepared pairs -> the loss of each step."""
+def train(train_rm, s: dict) -> list[float]:
+    """Train for one epoch of the prepared rows -> the loss of each step."""
     folder = Path(s["folder"])
     options = {
         "--model": folder / "model",
-        "--data": folder / "pairs.jsonl",
+        "--data": folder / "rows.jsonl",
         "--eval-data": folder / "held_out.jsonl",
         "--output": folder / "run",
         "--batch-size": s["batch"] * s["accumulation"],
@@ -102,7 +68,7 @@ def train(train_rm, s: dict, *more: str) -> list[float]:
         "--max-length": s["max_length"],
         "--device": s["device"],
     }
-    argv = [*more, *s["options"]]
+    argv = [*s["options"]]
     for name, value in options.items():
         argv += [name, str(value)]
     if s["dtype"] == "bf16":
@@ -118,7 +84,7 @@ def train(train_rm, s: dict, *more: str) -> list[float]:
 def shared_settings(s: dict) -> dict:
     """What TRL and LLaMA-Factory call by the same names, because transformers does."""
     return {
-        "per_device_train_batch_size": s["batch"],
+        "per_device_train_batch_size": s["batch"] * s.get("pairs_of_row", 1),
         "gradient_accumulation_steps": s["accumulation"],
         "learning_rate": s["lr"],
         "lr_scheduler_type": "constant",
@@ -135,9 +101,20 @@ def shared_settings(s: dict) -> dict:
     }
 
 
-def read_ids(s: dict) -> list:
-    """The token ids of the pairs to train on, in the order of the steps."""
-    return read_json(Path(s["folder"], "ids.json"))
+def read_pairs(s: dict) -> list:
+    """The token ids of the pairs to train on, in the order of the steps.
+
+    Of K responses, the best one first, K (K − 1) / 2 pairs.
+    """
+    pairs = []
+    for row in read_json(Path(s["folder"], "ids.json")):
+        pairs += pairs_of_row(row)
+    return pairs
+
+
+def pairs_of_row(sequences: list) -> list:
+    """All pairs of a row whose sequences are in order, the better one first."""
+    return [list(pair) for pair in itertools.combinations(sequences, 2)]
 
 
 def train_trl(s: dict) -> dict:
@@ -151,7 +128,7 @@ def train_trl(s: dict) -> dict:
     if s.get("texts"):
         rows = read_json(Path(s["folder"], "texts.json"))
     else:
-        rows = [{"chosen_ids": a, "rejected_ids": b} for a, b in read_ids(s)]
+        rows = [{"chosen_ids": a, "rejected_ids": b} for a, b in read_pairs(s)]
     config = trl.RewardConfig(
         output_dir=f"{s['folder']}/trl",
         max_length=s["max_length"],
@@ -180,7 +157,7 @@ def train_llamafactory(s: dict) -> dict:
     from llamafactory.train.rm import workflow
     from llamafactory.train.tuner import run_exp
 
-    ids = read_ids(s)
+    ids = read_pairs(s)
     dataset = Dataset.from_list([llamafactory_row(*pair) for pair in ids])
     workflow.get_dataset = lambda *args, **kwargs: {"train_dataset": dataset}  # the same ids
     versions = {"llamafactory": VERSION, "transformers": transformers.__version__}
@@ -237,7 +214,6 @@ def skip_torchaudio() -> None:
 if __name__ == "__main__":
     asked_to_work({
         "ours": train_ours,
-        "old": train_old,
         "trl": train_trl,
         "llamafactory": train_llamafactory,
     })

@@ -42,14 +42,18 @@ def toy_file(tmp_path):
 # ---------------------------------------------------------------- speed.py
 
 
-def test_all_trainers_get_the_pairs_in_the_order_in_which_train_rm_takes_them(toy_file, tmp_path):
-    prepare.prepare(tmp_path, SHAPES["tiny"], str(toy_file), 8, 64)
+@pytest.mark.parametrize("K", [2, 3])
+def test_all_trainers_get_the_rows_in_the_order_in_which_train_rm_takes_them(K, toy_file, tmp_path):
+    prepare.prepare(tmp_path, SHAPES["tiny"], str(toy_file), 8, 128, K)
     tokenizer = Tokenizer.from_folder(tmp_path / "model")
-    rows = read_lines(tmp_path / "pairs.jsonl")
+    rows = read_lines(tmp_path / "rows.jsonl")
     ids = json.loads((tmp_path / "ids.json").read_text())
-    for number, pair in zip(epoch_order(8, 0, 0), ids):
+    for number, row in zip(epoch_order(8, 0, 0), ids):
         sequences, _, _ = tokenizer.encode_row(parse_row(rows[number]))
-        assert [sequence.tolist() for sequence in sequences] == pair, "TRL gets other pairs a step"
+        assert [sequence.tolist() for sequence in sequences] == row, "TRL gets other rows a step"
+    pairs = trainers.read_pairs({"folder": tmp_path})
+    assert len(pairs) == 8 * K * (K - 1) // 2
+    assert pairs[:2] == [[ids[0][0], ids[0][1]], [ids[0][0], ids[0][2]] if K == 3 else ids[1]]
 
 
 def test_the_forms_that_speed_compares_take_the_same_steps(toy_file, tmp_path, monkeypatch):
@@ -62,16 +66,17 @@ def test_the_forms_that_speed_compares_take_the_same_steps(toy_file, tmp_path, m
 
     monkeypatch.setattr(speed, "spawn", in_this_process)  # a new process would need seconds
     file = tmp_path / "speed.json"
-    small = ["--pairs", "8", "--batch", "2", "--accumulation", "2", "--max-length", "64"]
-    train = ["train", "--data", str(toy_file), "--shape", "tiny", "--pack", "--lr", "1e-3"]
-    speed.main([*train, *small, "--repeats", "1", "--results", str(file)])
+    small = ["--rows", "8", "--batch", "2", "--accumulation", "2", "--max-length", "64"]
+    train = ["train", "--data", str(toy_file), "--shape", "tiny", "--lr", "1e-3"]
+    who = ["--who", "padded", "packed", "packed, used rows"]  # the compiler takes a minute
+    speed.main([*train, *small, *who, "--repeats", "1", "--results", str(file)])
     (entry,) = json.loads(file.read_text()).values()
     assert list(entry["who"]) == ["padded", "packed", "packed, used rows"]
     assert entry["steps_timed"] == 1, "two steps, of which the first is not timed"
     for of_one in entry["who"].values():
         assert of_one["losses"] == pytest.approx(entry["who"]["padded"]["losses"], abs=1e-5)
-        assert len(of_one["losses"]) == 2 and of_one["pairs_per_second"] > 0
-    assert "| tiny, float32 | packed, used rows |" in speed.tables(file)["train"]
+        assert len(of_one["losses"]) == 2 and of_one["rows_per_second"] > 0
+    assert "| tiny, pairs, float32, cpu | packed, used rows |" in speed.tables(file)["train"]
 
 
 def test_a_contestant_that_does_something_else_is_not_compared():
