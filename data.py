@@ -699,7 +699,10 @@ def open_tokenizer(backend, config, where):
     """A Tokenizer; extras/chat_template.py's where the folder has a chat template of its own."""
     template = config.get("chat_template")
     if not config.get("chosen_template") and (not template or template in OUR_TEMPLATES):
-        return Tokenizer(backend, config, where)
+        tokenizer = Tokenizer(backend, config, where)
+        if config.get("head_config") and not template:
+            tokenizer.rendering += "; nothing says which texts its trained head has learned to read"
+        return tokenizer
     from extras import chat_template
 
     return chat_template.TemplateTokenizer(backend, config, where)

@@ -339,7 +339,7 @@ class RewardModel(nn.Module):
             # copy=True: a file aligns its tensors to 8 bytes, memory to 64, and some kernels sum
             # in another order then. A resumed run would differ in the last bit.
             parameter.data = parameter.data.to(device, dtype, copy=True)
-            check_finite(parameter.data, self.folder)
+            check_finite(parameter.data, self.files)
 
     def save_pretrained(
         self,
@@ -512,13 +512,13 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def check_finite(weight: Tensor, folder: Path | None):
+def check_finite(weight: Tensor, files: list[Path]):
     """Raises: CheckpointError naming the file and the tensor that hold NaN or infinity."""
     # NaN and infinity stay in a sum, and a sum is fast. isfinite() takes five times as long as the
     # copy before it. It decides where finite numbers have a sum that is too large for float32.
-    if folder is None or weight.sum(dtype=torch.float32).isfinite() or weight.isfinite().all():
+    if weight.sum(dtype=torch.float32).isfinite() or weight.isfinite().all():
         return
-    for file in weight_files(folder):
+    for file in files:
         for name, tensor in load_file(file).items():
             if not tensor.isfinite().all():
                 raise CheckpointError(f"{file}: {name} holds NaN or infinity, not finite numbers")

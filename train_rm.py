@@ -171,7 +171,7 @@ def train(args, model, tokenizer, examples):
     start, since_log = load_checkpoint(output, model, optimizer, scaler)
     parallel = model
     if process_count() > 1 and not args.shard:
-        parallel = DistributedDataParallel(model, forward_sync_buffers=False)
+        parallel = DistributedDataParallel(model)
 
     with stop_signals() as received, Progress(args, start, total) as progress:
         for step in range(start, total):
@@ -203,7 +203,7 @@ def train(args, model, tokenizer, examples):
                 if done < total and args.keep == "best":
                     save_if_best(output, done, figures["loss"], model)
                 if done < total and is_stuck(output, args.patience):
-                    say(f"{args.patience} evaluations without a lower held-out loss: that is all")
+                    say(f"{args.patience} evaluations without a lower held-out loss: training ends")
                     total = done
 
             # 5. Write down the means since the last line.

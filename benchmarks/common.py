@@ -3,7 +3,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -30,6 +29,8 @@ LLAMAS = {  # name -> NUMBERS
     "30m-152k": (512, 8, 1024, 8, 8, 64, 151936),
     "100m": (768, 12, 2048, 12, 12, 64, 16384),
     "0.5b": (896, 24, 4864, 14, 2, 64, 151936),
+    "1.5b": (1536, 28, 8960, 12, 2, 128, 151936),  # this and the next as Qwen2.5 has them
+    "3b": (2048, 36, 11008, 16, 2, 128, 151936),
     "llama-3-8b": (4096, 32, 14336, 32, 8, 128, 128256),
 }
 QWEN = {
@@ -73,7 +74,7 @@ def spawn(python: str, script: Path, worker: str, settings: dict, cwd=None) -> d
         env=environment,
     )
     if done.returncode == -9:  # what Linux does to a process when there is no memory left
-        return {"did_not_fit": "killed"}
+        return {"did_not_run": "out of memory: killed"}
     if done.returncode:
         sys.exit(f"{worker} failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
     last_line = done.stdout.strip().splitlines()[-1]
@@ -123,8 +124,11 @@ class StepClock:
 
 def peak_mb() -> float:
     """The largest resident memory of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_maxrss / 1000
+    # Not getrusage: a process starts there with the memory of the one that started it.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise OSError("/proc/self/status has no VmHWM")
 
 
 def machine() -> str:

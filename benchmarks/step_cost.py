@@ -1,9 +1,9 @@
-"""What one training step costs: seconds, memory, floating-point operations. A worker of scaling.py.
+"""What one training step costs: seconds, memory, floating-point operations.
 
-Models and pairs are random. Of the N tokens of a sequence half are prompt: a pair is 2 N tokens in
-the plain form and 1.5 N with --pack. The steps are those of train_rm.py, on one batch. The first is
-not timed, nor are those that float16 skips until its scale fits; then so many as were asked for, or
-what fits into 30 s.
+A worker of scaling.py, memory.py and gpu.py. Models and pairs are random. Of the N tokens of a
+sequence half are prompt: a pair is 2 N tokens in the plain form and 1.5 N with --pack. The steps
+are those of train_rm.py, always on the same pairs. The first is not timed, nor are those that
+float16 skips until its scale fits; then so many as were asked for, or what fits into 30 s.
 
 The peak is the best of 20 products of two matrices, 8192 x 8192 in bfloat16 (on a CPU 1024 x 1024
 in float32). A step of T tokens needs, whatever gradient checkpointing computes again,
@@ -14,22 +14,20 @@ W: weights of the layers. seen: (query, key) pairs that the causal mask lets thr
 need no gradient: with LoRA the 6 is a 4 (the factors' own work is not counted).
 """
 import math
+import os
 import statistics
 import time
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from common import SHAPES, StepClock, asked_to_work
-from torch.nn.parallel import DistributedDataParallel
+from common import SHAPES, StepClock, asked_to_work, peak_mb
 
 import train_rm
-from data import Example, batch_function
-from extras.sharding import start_alone
+from data import DataError, Example, batch_function
 from model import RewardModel, read_config, whole
 
 SECONDS = 30  # after which no further step is timed
-ALONE, DDP, FSDP = HOW = ("one process", "DDP, one rank", "FSDP2, one rank")
 
 # ---------------------------------------------------------------- random pairs, a random model
 
@@ -97,26 +95,29 @@ def triangle(n: int) -> float:
 
 def measure(s: dict) -> dict:
     """Seconds a step, peak memory, FLOPs and losses."""
+    before = peak_mb()
     torch.manual_seed(0)
     args = options_of(s)
-    dtype = torch.bfloat16 if args.bf16 else torch.float32
-    model = empty_model(SHAPES[s["shape"]], dtype)
+    model = empty_model(SHAPES[s["shape"]], train_rm.autocast_dtype(args) or torch.float32)
     parameters, weights = count(model), count(model.model.layers)
     pairs = random_pairs(s["pairs"], s["length"], model.config.vocab_size)
-    parallel = on_the_device(model, args, s["how"])
-    batch = batch_function(args.pack)(pairs, 0, len(pairs)).to(args.device)
-    clock, losses = steps(model, parallel, batch, args, s["steps"])
+    train_rm.prepare(model, args, None)  # with --shard it starts a process group of one
+    draw_weights(model)
+    batches = batches_of(pairs, args)
+    clock, losses = steps(model, batches, args, s["steps"])
     if dist.is_initialized():
         dist.destroy_process_group()
     seconds = statistics.median(clock.seconds())
+    tokens = sum(batch.input_ids.numel() for batch in batches)
     return {
         "parameters": parameters,
         "weights_of_layers": weights,
         "seconds_per_step": seconds,
         "steps": len(clock.seconds()),
         "pairs_per_second": len(pairs) / seconds,
-        "tokens_per_second": batch.input_ids.numel() / seconds,
+        "tokens_per_second": tokens / seconds,
         "peak_mb": clock.peak_mb,
+        "mb_before": before,
         "losses": losses,
         "skipped": len(losses) - len(clock.ends),
         "flops_per_step": flops(model, pairs, weights, args),
@@ -129,19 +130,19 @@ def options_of(s: dict):
     argv = ["--model", "random", "--batch-size", str(s["pairs"]), *s["options"]]
     args = train_rm.parse_options(argv)
     args.device = torch.device(s["device"])
-    args.shard = s["how"] == FSDP
+    if args.device.type == "cuda":
+        torch.cuda.set_device(args.device)  # what StepClock asks
     return args
 
 
-def on_the_device(model: RewardModel, args, how: str):
-    """Bring a model to its device -> the model to call, itself or its DistributedDataParallel."""
-    if how != ALONE:
-        start_alone(args.device)
-    train_rm.prepare(model, args, None)
-    draw_weights(model)
-    if how == DDP:
-        return DistributedDataParallel(model, forward_sync_buffers=False)
-    return model
+def batches_of(pairs: list[Example], args) -> list:
+    """The micro-batches of a step."""
+    make_batch, batches = batch_function(args.pack), []
+    size = math.ceil(len(pairs) / args.gradient_accumulation_steps)
+    for first in range(0, len(pairs), size):
+        batch = make_batch(pairs[first : first + size], 0, len(pairs))
+        batches.append(batch.to(args.device))
+    return batches
 
 
 def count(module: torch.nn.Module) -> int:
@@ -149,8 +150,8 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def steps(model, parallel, batch, args, most: int) -> tuple[StepClock, list[float]]:
-    """Steps on one batch, as train_rm.train takes them -> clock and losses.
+def steps(model, batches, args, most: int) -> tuple[StepClock, list[float]]:
+    """Steps on the same pairs, as train_rm.train takes them -> clock and losses.
 
     float16 may skip a step: then there is a loss, and no tick of the clock.
     """
@@ -159,7 +160,7 @@ def steps(model, parallel, batch, args, most: int) -> tuple[StepClock, list[floa
     clock, losses = StepClock(), []
     began = time.time()
     while not enough(clock, most, time.time() - began):
-        means = train_rm.accumulate_gradients(parallel, [batch], args, scaler)
+        means = train_rm.accumulate_gradients(model, batches, args, scaler)
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         train_rm.update(optimizer, scaler, whole(norm).item())
@@ -179,14 +180,18 @@ def enough(clock: StepClock, most: int, seconds: float) -> bool:
     return timed >= most or seconds > SECONDS
 
 
-def matmul(s: dict) -> dict:
-    """FLOPs per second of one large product of two matrices, the best of 20."""
+def card(s: dict) -> dict:
+    """What the device can do: FLOPs per second of one large product of two matrices, the best of
+    20, and its memory.
+    """
     cuda = s["device"].startswith("cuda")
     n, dtype = 1024, torch.float32
     if cuda:
         n, dtype = 8192, torch.bfloat16
     a = torch.randn(n, n, device=s["device"]).to(dtype)
     b, out = torch.randn_like(a), torch.empty_like(a)
+    if cuda:
+        torch.cuda.set_device(s["device"])
     best = math.inf
     for _ in range(21):  # the first one warms up
         began = time.perf_counter()
@@ -194,21 +199,26 @@ def matmul(s: dict) -> dict:
         if cuda:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - began)
-    return {"peak_flops_per_second": 2 * n**3 / best}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if cuda:
+        memory = torch.cuda.get_device_properties(s["device"]).total_memory
+    return {"peak_flops_per_second": 2 * n**3 / best, "memory_bytes": memory}
 
 
-def measure_if_it_fits(s: dict) -> dict:
-    """measure, or a note that there is too little memory."""
+def measure_or_say(s: dict) -> dict:
+    """measure, or a note that there is too little memory, or no compiler."""
     try:
         return measure(s)
     except RuntimeError as e:  # CUDA's, the CPU's, and NCCL's own
         reason = str(e).splitlines()[0]
         if "memory" not in reason.lower():
             raise
-        return {"did_not_fit": reason}
+        return {"did_not_run": f"out of memory: {reason}"}
+    except DataError as e:  # --compile without a compiler
+        return {"did_not_run": str(e)}
 
 
-WORKERS = {"measure": measure_if_it_fits, "matmul": matmul}
+WORKERS = {"measure": measure_or_say, "card": card}
 
 if __name__ == "__main__":
     asked_to_work(WORKERS)

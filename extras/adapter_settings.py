@@ -39,12 +39,13 @@ CONFIG = "adapter_config.json"
 OBEYED = {
     "peft_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "use_rslora",
     "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform",
-    "modules_to_save", "bias", "init_lora_weights", "fan_in_fan_out",
+    "modules_to_save", "bias", "init_lora_weights",
 }
 WITHOUT_EFFECT = {
     "task_type", "auto_mapping", "parent_library", "peft_version", "inference_mode",
     "lora_dropout", "megatron_core", "qalora_group_size", "ensure_weight_tying", "loftq_config",
     "eva_config", "corda_config", "lora_ga_config",
+    "fan_in_fan_out",  # PEFT goes by the kind of each module, whatever this says
 }
 # Other ways to start the factors (PiSSA, OLoRA, …) change the base as well.
 STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
@@ -99,7 +100,6 @@ class AdapterSettings:
         self.values, self.where = values, where
         self.base = values.get("base_model_name_or_path")
         self.revision = values.get("revision")
-        self.transposed = bool(values.get("fan_in_fan_out"))  # GPT-2's files hold (in, out)
 
     def rank(self, name: str) -> int:
         """r of a matrix."""

@@ -163,8 +163,8 @@ def add_change(state: dict, name: str, A: Tensor, B: Tensor, settings: AdapterSe
     if len(A) != rank or B.shape[1] != rank:
         raise CheckpointError(f"{settings.where}: rank {rank} for {name}; its A has {len(A)} rows")
     change = settings.scale(name) * (B.float() @ A.float())
-    if settings.transposed:
-        change = change.T
+    if name.rpartition(".")[2].startswith("c_"):
+        change = change.T  # GPT-2's files hold (in, out)
     key = name_in_base(f"{name}.weight", state)
     there = tuple(state[key].shape) if key else "missing"
     if there != tuple(change.shape):

@@ -55,7 +55,7 @@ from extras.jinja_templates import compile_template, find_templates, one_line, s
 from extras.template_changes import THOUGHTS, said_in, stands_in
 
 QUESTION = {"role": "user", "content": "Who goes there?"}
-PROBE = [QUESTION, {"role": "assistant", "content": "Only me."}]
+DIALOGUE = [QUESTION, {"role": "assistant", "content": "Only me."}]
 
 
 class TemplateTokenizer(Tokenizer):
@@ -75,9 +75,12 @@ class TemplateTokenizer(Tokenizer):
         self.as_rendered = head_config is not None and not from_openrlhf
         self.trained_pad_id = head_config.get("pad_token_id") if self.as_rendered else None
         super().__init__(backend, config, where)
+        pad_id = self.trained_pad_id
+        if not isinstance(pad_id, int) or pad_id < 0 or not backend.id_to_token(pad_id):
+            self.trained_pad_id = None  # no token: transformers then takes the last one
         if self.trained_pad_id is not None:
             self.saved_pad_id = self.trained_pad_id
-        if not stands_in(self.render(PROBE), said_in(PROBE)):
+        if not stands_in(self.render(DIALOGUE), said_in(DIALOGUE)):
             raise DataError(f"{where}: the chat template does not write what is said in a dialogue")
 
     def render(
@@ -136,7 +139,7 @@ class TemplateTokenizer(Tokenizer):
     def find_bos(self) -> str:
         """The BOS token if the template writes one, else ""."""
         bos = self.names.get("bos_token", "")
-        return bos if self.render(PROBE).startswith(bos) else ""
+        return bos if self.render(DIALOGUE).startswith(bos) else ""
 
     def find_end_token(self) -> str:
         """The token that the template closes an answer with, else the eos_token.
@@ -144,8 +147,8 @@ class TemplateTokenizer(Tokenizer):
         Raises: DataError where there is neither.
         """
         if self.as_rendered:  # whatever is last: for the log
-            return self.backend.id_to_token(int(self.encode([self.render(PROBE)])[0][-1]))
-        text = self.render(PROBE).rstrip()
+            return self.backend.id_to_token(int(self.encode([self.render(DIALOGUE)])[0][-1]))
+        text = self.render(DIALOGUE).rstrip()
         endings = []
         for token in self.backend.get_added_tokens_decoder().values():
             if token.special and text.endswith(token.content):
@@ -163,7 +166,7 @@ class TemplateTokenizer(Tokenizer):
 
     def closed(self, source: str) -> str:
         """A template, changed so that an answer ends at the end token, and nothing follows."""
-        text = self.render(PROBE)
+        text = self.render(DIALOGUE)
         if self.as_rendered or text.endswith(self.end_token):
             return source
         if text.rstrip().endswith(self.end_token):

@@ -38,7 +38,9 @@ from torch import Tensor
 if __name__ == "__main__":  # Python looks beside this file; model.py is one folder up
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from data import Tokenizer
 from extras import heads
+from extras.chat_template import DIALOGUE
 from model import CLASS_NAMES, SHARD_BYTES, CheckpointError, RewardModel
 
 WRAPPERS = ("module.", "_orig_mod.", "pretrained_model.", "base_model.model.", "base_model.")
@@ -124,6 +126,7 @@ def write_llamafactory(run: str, out: Path) -> None:
     model = RewardModel.from_pretrained(run)
     if out.exists():
         raise CheckpointError(f"{out}: exists already; name a new folder")
+    refuse_other_reading(model, run)
     if isinstance(model.score, heads.HeadOfLayers):
         raise CheckpointError(f"{run}: its head has several layers, LLaMA-Factory's has one")
     out.mkdir(parents=True)
@@ -147,6 +150,20 @@ def write_llamafactory(run: str, out: Path) -> None:
     for name in TOKENIZER_FILES:
         if (model.folder / name).exists():
             shutil.copyfile(model.folder / name, out / name)
+
+
+def refuse_other_reading(model: RewardModel, run: str) -> None:
+    """Raises: CheckpointError where LLaMA-Factory would read the reward at another token."""
+    pad_id = model.config.config_json.get("pad_token_id")
+    if not model.folder or not (model.folder / "tokenizer.json").exists():
+        return
+    tokenizer = Tokenizer.from_folder(model.folder, head_config=model.config.config_json)
+    ids = tokenizer.backend.encode(tokenizer.render(DIALOGUE), add_special_tokens=False).ids
+    if tokenizer.as_rendered and ids[-1] == pad_id:
+        raise CheckpointError(
+            f"{run}: its texts end with its pad token, and its reward is read before that token; "
+            "LLaMA-Factory reads at the last token, and would give other rewards"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,9 @@
     RUN/adapter/tokenizer.json, …             the run's: its chat template may not be the base's
 
 PEFT opens RUN/adapter on the same base, and its rewards are those of RUN. So many reward models can
-share one base on a server. extras/adapters.py opens it here.
+share one base on a server. PEFT saves no pad token: give the base's config the pad_token_id of the
+tokenizer in RUN/adapter, or transformers may read the reward elsewhere. extras/adapters.py, which
+opens it here, does that by itself.
 
 Where PEFT could not use it, nothing is written, and a line says why: the base was an adapter
 itself, the head has two maps, transformers gives the matrices other names, or only some layers

@@ -213,6 +213,20 @@ def test_the_pad_is_that_of_the_adapters_tokenizer(adapter):
 # ---------------------------------------------------------------- what is refused, by name
 
 
+def test_a_number_that_is_none_is_named_with_its_file_and_tensor(adapter):
+    change_tensors(adapter, lambda tensors: {n: t * float("nan") for n, t in tensors.items()})
+    with pytest.raises(CheckpointError, match="adapter_model.safetensors: .* holds NaN"):
+        RewardModel.from_pretrained(adapter)
+
+
+def test_matrices_of_gpt2_are_transposed_whatever_the_setting_says(tmp_path):
+    folder = copy_run(ADAPTERS / "gpt2", tmp_path / "adapter")
+    change_settings(folder, fan_in_fan_out=False)  # as PEFT leaves it, where it met a Linear too
+    expected = load_file(folder / "expected.safetensors")
+    rewards = rewards_of(folder, expected, FIXTURES / "gpt2")
+    torch.testing.assert_close(rewards, expected["rewards"], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("setting, value", [
     ("peft_type", "LOHA"),
     ("use_dora", True),

@@ -6,7 +6,7 @@ from conftest import command, save_run, tiny_model, tiny_tokenizer, write_rows
 
 import train_rm
 from eval import Scorer, score
-from model import RewardModel
+from model import CheckpointError, RewardModel
 
 NEWLINE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}"
 ROW = {"prompt": "the cat", "response": "sat"}
@@ -68,3 +68,30 @@ def test_a_rendered_text_gets_the_end_token_of_the_template(folder):
     text = TEXT.replace("\n", "")
     rewards = score(model, [ROW, {"text": text}, {"text": text.removesuffix("</s>")}])
     assert rewards == pytest.approx([rewards[0]] * 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("pad_token_id", [-1, 999999, "<pad>", [0, 1]])
+def test_a_pad_that_is_no_token_is_no_pad(pad_token_id, folder, tmp_path):
+    theirs = folder(pad_token_id)
+    scorer = Scorer(RewardModel.from_pretrained(theirs))
+    ids = scorer.tokenizer.backend.encode(TEXT, add_special_tokens=False).ids
+    assert scorer.read_row(ROW, "row").sequences[0].tolist() == ids
+    scorer.tokenizer.save(tmp_path, 64)
+
+
+def test_a_layout_that_reads_elsewhere_is_not_written(folder, tmp_path):
+    from extras import checkpoint_formats
+
+    theirs = folder(2, NEWLINE.replace("\n", ""))
+    with pytest.raises(CheckpointError, match="LLaMA-Factory reads at the last token"):
+        checkpoint_formats.write_llamafactory(theirs, tmp_path / "out")
+
+
+def test_a_trained_head_without_a_chat_template_is_said(folder):
+    theirs = folder(0)
+    (theirs / "chat_template.jinja").unlink()
+    settings = json.loads((theirs / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (theirs / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = Scorer(RewardModel.from_pretrained(theirs)).tokenizer
+    assert "nothing says which texts its trained head has learned" in tokenizer.rendering
