@@ -9,22 +9,27 @@ which a prompt stands once, and all its responses after it:
               prompt b  chosen b                          all in one row
               prompt b  rejected b  pad
 
-An example is a tree in this row: the prompt is its trunk, the responses are its branches. The
-rewards do not change, because every sequence gets the attention that it would get alone. A token
-sees the prompt and its own response, up to itself, and nothing else:
+The rewards do not change, because every sequence gets the attention that it would get alone. A
+token sees the prompt and its own response, up to itself, and nothing else:
 
     a token of …  sees    prompt   chosen   rejected
     prompt                  ◣                                 ■  all
     chosen                  ■        ◣                        ◣  up to itself
     rejected                ■                  ◣
 
+The big matrix products, norms and MLPs look at one token at a time: they never notice how the row
+is made. Only attention compares tokens. For its products, queries, keys and values are copied into
+rows as the padded form has them, a sequence in each; its results are copied back:
+
+    packed row  ── take(unpack) ──►  a row for each sequence  ── attention ──►  take(pack) ──►  row
+
 Positions belong to sequences, not to the row: those of every response continue where its prompt
 ends. The first token of `rejected` has the same position as the first token of `chosen`.
 
 What it saves: with p tokens of prompt and a of each response, a pair is p + 2a tokens and not
-2p + 2a and pads. Of K responses, K − 1 copies of the prompt are saved. What it costs: attention
-is called for each tree or response, not once for a batch, and torch.compile leaves these calls out.
-So it gains most where prompts are long or K is large.
+2p + 2a and pads. Of K responses, K − 1 copies of the prompt are saved. Most work of a step is in
+the products that look at one token. What it costs: attention has as much to do as in the padded
+form, and the copies take time and memory.
 
 Source: Wang & Hegde 2024, "Accelerating Direct Preference Optimization with Prefix Sharing", has
 this form for pairs, with the picture above as a mask.
@@ -32,22 +37,18 @@ this form for pairs, with the picture above as a mask.
 Turned on by --pack. tests/extras/test_packing.py shows that rewards and gradients are those of the
 padded form.
 
-Shapes: as in model.py. Here R = 1: one row of T tokens, and S sequences in it. K responses of an
-        example.
+Shapes: as in model.py. Here R = 1: one row of T tokens, and S sequences in it. L is the number of
+        tokens of the longest sequence. K responses of an example.
 """
 import dataclasses
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from data import Batch, Example, pairs_of
-
-SMALL_TREE = 128  # tokens; up to here one call with a mask is faster than a call for each response
-
+from model import PADDED
 
 # ---------------------------------------------------------------- the batch
 
@@ -71,34 +72,27 @@ def collate(examples: list[Example], pad_id: int, rows_in_step: int = 1) -> Pack
 
     Raises: ValueError where the sequences of an example do not share its prompt, or one is empty.
     """
-    ids, positions = [], []  # arrays, to be put together
-    starts, ends = [], []  # S numbers each
-    pieces = []
+    indices, starts = [], []  # of each sequence: where its tokens are in the row
     tokens = 0  # in the row so far
     for example in examples:
         check_prompt(example)
-        first = example.sequences[0]
-        prompt = example.start  # its number of tokens
-        ids.append(first[:prompt])
-        positions.append(np.arange(prompt))
-        tokens += prompt
+        prompt = np.arange(tokens, tokens + example.start)
+        tokens += len(prompt)
         for sequence in example.sequences:
-            starts.append(tokens)
-            ids.append(sequence[prompt:])
-            positions.append(np.arange(prompt, len(sequence)))
-            tokens += len(sequence) - prompt
-            ends.append(tokens - 1)
-        pieces += pieces_of(example)
+            response = np.arange(tokens, tokens + len(sequence) - len(prompt))
+            tokens += len(response)
+            indices.append(np.concatenate((prompt, response)))
+            starts.append(tokens - len(response))
 
-    row = np.concatenate(ids).astype(np.int64)
+    sequences = [sequence for example in examples for sequence in example.sequences]
+    row = np.empty(tokens, np.int64)
+    for sequence, index in zip(sequences, indices):
+        row[index] = sequence
     input_ids = torch.from_numpy(row)[None]  # (1, T)
     attention_mask = torch.ones_like(input_ids)  # (1, T)
     start = torch.tensor([starts])  # (1, S)
-    end = torch.tensor([ends])  # (1, S)
-    position_ids = torch.from_numpy(np.concatenate(positions))  # (T,)
-    form = Packed(end, position_ids, pieces)
     pairs = pairs_of(examples, rows_in_step)
-    return PackedBatch(input_ids, attention_mask, start, **pairs, form=form)
+    return PackedBatch(input_ids, attention_mask, start, **pairs, form=form_of(indices, tokens))
 
 
 def check_prompt(example: Example) -> None:
@@ -118,10 +112,11 @@ def check_prompt(example: Example) -> None:
 class Packed:
     """How sequences lie in a packed row. It has the three methods of model.Padded."""
 
-    def __init__(self, end: Tensor, position_ids: Tensor, pieces: list["Piece"]):
+    def __init__(self, end: Tensor, position_ids: Tensor, unpack: Tensor, pack: Tensor):
         self.end = end  # (1, S) index of the last token of each sequence
         self.position_ids = position_ids  # (T,)
-        self.pieces = pieces  # their tokens add up to T
+        self.unpack = unpack  # (S, L) the index in the row of each token of each sequence
+        self.pack = pack  # (1, T) and back: an index into the S · L
 
     def last(self, attention_mask: Tensor) -> Tensor:
         """Index of the last token of each sequence.  (1, T), all ones -> (1, S)"""
@@ -131,96 +126,47 @@ class Packed:
         """The position of each token in its own sequence.  (1, T) -> (T,)"""
         return self.position_ids
 
-    # torch.compile has to leave this loop out: its sizes are new in every batch, and it would be
-    # compiled again for each of them.
-    @torch.compiler.disable
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(q kᵀ / √P) v, over the prompt and the own response, up to each token.
-
-        q (1, H, T, P), k and v (1, G, T, P) -> (1, H, T, P)
-        """
-        tokens = [piece.tokens for piece in self.pieces]
-        queries = q.split(tokens, dim=2)  # a view of (1, H, tokens, P) for each piece
-        keys = k.split(tokens, dim=2)
-        values = v.split(tokens, dim=2)
-        mixed = []
-        for piece, query, key, value in zip(self.pieces, queries, keys, values):
-            if piece.prompt == 0:
-                first_key, first_value = key, value
-            else:
-                key = with_prompt(piece.prompt, first_key, key)
-                value = with_prompt(piece.prompt, first_value, value)
-            out = attend_piece(query, key, value, piece.mask)  # (1, H, tokens, P)
-            mixed.append(out.transpose(1, 2))  # (1, tokens, H, P): so it lies in memory
-        return torch.cat(mixed, dim=1).transpose(1, 2)  # (1, H, T, P)
+        """Attention as in the padded form.  q (1, H, T, P), k and v (1, G, T, P) -> (1, H, T, P)"""
+        q, k, v = take(q, self.unpack), take(k, self.unpack), take(v, self.unpack)
+        mixed = PADDED.attend(q, k, v)  # (S, H, L, P)
+        return take(mixed, self.pack)
 
     def to(self, device) -> "Packed":
         """The same form on a device."""
-        end = self.end.to(device)
-        position_ids = self.position_ids.to(device)
-        pieces = []
-        for piece in self.pieces:
-            if piece.mask is not None:
-                mask = piece.mask.to(device)
-                piece = piece._replace(mask=mask)
-            pieces.append(piece)
-        return Packed(end, position_ids, pieces)
+        tensors = (self.end, self.position_ids, self.unpack, self.pack)
+        return Packed(*[tensor.to(device) for tensor in tensors])
 
 
-def with_prompt(prompt: int, first: Tensor, own: Tensor) -> Tensor:
-    """Keys or values of a prompt, from the first piece of its tree, and of a response after it."""
-    return torch.cat((first[:, :, :prompt], own), dim=2)
+def form_of(indices: list[np.ndarray], tokens: int) -> Packed:
+    """The form of a row.  indices: where the tokens of each sequence are in it, S arrays."""
+    S, L = len(indices), max(map(len, indices))
+    unpack = np.zeros((S, L), np.int64)  # a pad takes token 0; nobody reads what it becomes
+    pack = np.empty(tokens, np.int64)
+    position_ids = np.empty(tokens, np.int64)
+    for number, index in enumerate(indices):
+        positions = np.arange(len(index))
+        unpack[number, : len(index)] = index
+        # The copies of a prompt in the rows of its responses are equal: any of them will do.
+        pack[index] = number * L + positions
+        position_ids[index] = positions
+    end = [[index[-1] for index in indices]]
+    return Packed(
+        torch.tensor(np.array(end)),
+        torch.from_numpy(position_ids),
+        torch.from_numpy(unpack),
+        torch.from_numpy(pack)[None],
+    )
 
 
-def attend_piece(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """One call of the kernel.  q (1, H, tokens, P), k and v (1, G, seen, P)"""
-    if mask is None:
-        # The last query sees all keys, the one before it all but the last, and so on. The fast
-        # kernels of a GPU have a flag for this.
-        mask = causal_lower_right(q.shape[2], k.shape[2])
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """The vectors of x at some tokens.  (R, H, T, P), (R', T') -> (R', H, T', P)
 
-
-class Piece(NamedTuple):
-    """Tokens that stand side by side in the row, and whose attention is one call."""
-
-    tokens: int
-    prompt: int = 0  # tokens of the prompt that it sees too; the last piece with prompt 0 has them
-    mask: Tensor | None = None  # (tokens, tokens) bool, of a small tree. None: causal attention
-
-
-def pieces_of(example: Example) -> list[Piece]:
-    """How the attention of one tree is computed.
-
-    The mask of a tree hides most of it from most tokens, and what it hides is computed all the
-    same. In a small tree that costs less than more calls do. A large one is computed in pieces:
-    the prompt with the first response, which is an ordinary sequence, then each other response.
+    An index counts the tokens of all rows of x, one row after the other.
     """
-    prompt = example.start
-    responses = []  # tokens of each
-    for sequence in example.sequences:
-        responses.append(len(sequence) - prompt)
-
-    tokens = prompt + sum(responses)
-    if tokens <= SMALL_TREE:
-        mask = mask_of_tree(prompt, responses)
-        return [Piece(tokens, mask=mask)]
-    first, *others = responses
-    pieces = [Piece(prompt + first)]
-    for response in others:
-        pieces.append(Piece(response, prompt))
-    return pieces
-
-
-def mask_of_tree(prompt: int, responses: list[int]) -> Tensor:
-    """mask[q, k]: does query q see key k?  (tokens, tokens) bool, the picture above
-
-    Built once with the batch, for all layers.
-    """
-    sizes = torch.tensor([prompt, *responses])
-    branches = torch.arange(len(sizes))  # 0 is the prompt, 1 … K are its responses
-    branch = branches.repeat_interleave(sizes)  # (tokens,)
-    sees_prompt = branch == 0  # (tokens,) the keys that every query sees
-    sees_own = branch[:, None] == branch  # (tokens, tokens)
-    return (sees_prompt | sees_own).tril()
+    R, H, T, P = x.shape
+    table = x.transpose(1, 2).reshape(R * T, H * P)
+    # An embedding looks up rows of a table. Unlike table[index], its gradient adds the copies of a
+    # prompt in the same order every time, on a GPU too.
+    found = F.embedding(index, table)  # (R', T', H · P)
+    return found.view(*index.shape, H, P).transpose(1, 2)

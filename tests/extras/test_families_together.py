@@ -39,10 +39,9 @@ def tokens(count: int) -> list[int]:
 
 
 def examples():
-    """Prompts with responses; some are longer than Gemma's windows, and one tree is large."""
+    """Prompts with responses; some are longer than Gemma's windows, and one has many responses."""
     torch.manual_seed(0)
     many = [tokens(1 + i % 2) for i in range(80)]
-    assert 15 + sum(map(len, many)) > packing.SMALL_TREE
     return [
         example_of(tokens(9), tokens(3), tokens(7)),
         example_of([], tokens(2), tokens(12)),

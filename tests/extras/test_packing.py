@@ -19,8 +19,6 @@ SETTINGS = [
     {"model_type": "qwen3"},  # norms of queries and keys
     {"num_hidden_layers": 1},
 ]
-# A tree of up to SMALL_TREE tokens has one mask; others are computed in pieces. 0: all others.
-both_ways = pytest.mark.parametrize("small_tree", [0, 128])
 
 
 def random_tokens(rng, count):
@@ -57,11 +55,9 @@ def random_examples(seed, count=6):
 
 
 def long_example():
-    """A tree that is too large for one mask: 40 + 3 · 40 tokens."""
+    """40 tokens of prompt, and three responses of 40."""
     rng = random.Random(99)
     prompt, *responses = [random_tokens(rng, 40) for _ in range(4)]
-    tokens = 4 * 40
-    assert tokens > packing.SMALL_TREE
     return example_of(prompt, *responses)
 
 
@@ -122,15 +118,11 @@ def test_pairs_and_weights_are_those_of_the_padded_form(seed):
         assert torch.equal(getattr(packed, name), getattr(padded, name)), name
 
 
-@both_ways
-def test_the_form_goes_to_the_device_with_its_batch(small_tree, monkeypatch):
-    monkeypatch.setattr(packing, "SMALL_TREE", small_tree)
+def test_the_form_goes_to_the_device_with_its_batch():
     batch = packing.collate(random_examples(0), 0).to("meta")
     form = batch.form
-    tensors = [batch.input_ids, batch.start, batch.weight, form.end, form.position_ids]
-    for piece in form.pieces:
-        if piece.mask is not None:
-            tensors.append(piece.mask)
+    tensors = [batch.input_ids, batch.start, batch.weight]
+    tensors += [form.end, form.position_ids, form.unpack, form.pack]
     for tensor in tensors:
         assert tensor.is_meta, "a tensor of the batch stays on the CPU"
 
@@ -178,9 +170,7 @@ def picture_of(visible):
     return "\n".join(lines)
 
 
-@both_ways
-def test_a_token_sees_its_prompt_and_its_own_response_and_nothing_else(small_tree, monkeypatch):
-    monkeypatch.setattr(packing, "SMALL_TREE", small_tree)
+def test_a_token_sees_its_prompt_and_its_own_response_and_nothing_else():
     first = example_of([5, 6], [7, 8], [9], [10, 11])
     second = example_of([5], [6], [7])
     batch = packing.collate([first, second], 0)
@@ -196,9 +186,7 @@ def test_a_token_sees_its_prompt_and_its_own_response_and_nothing_else(small_tre
     )
 
 
-@both_ways
-def test_no_gradient_flows_from_one_response_to_another(small_tree, monkeypatch):
-    monkeypatch.setattr(packing, "SMALL_TREE", small_tree)
+def test_no_gradient_flows_from_one_response_to_another(monkeypatch):
     model = tiny_model()
     first = example_of([5, 6, 7], [20, 21, 22], [30, 31])
     second = example_of([40], [41], [42])
@@ -246,26 +234,22 @@ def check_same(model, examples):
         )
 
 
-@both_ways
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("seed", range(5))
 def test_rewards_and_gradients_are_those_of_the_padded_form(
-    seed, settings, small_tree, monkeypatch
+    seed, settings
 ):
-    monkeypatch.setattr(packing, "SMALL_TREE", small_tree)
     check_same(tiny_model(seed, **settings), random_examples(seed))
 
 
-def test_small_and_large_trees_share_a_batch():
+def test_short_and_long_examples_share_a_batch():
     examples = random_examples(0)
     examples.append(long_example())
     examples += random_examples(1)
     check_same(tiny_model(), examples)
 
 
-@both_ways
-def test_layers_without_positions_can_be_packed(small_tree, monkeypatch):
-    monkeypatch.setattr(packing, "SMALL_TREE", small_tree)
+def test_layers_without_positions_can_be_packed():
     model = tiny_model()
     model.model.layers[1].self_attn = AttentionWithoutPositions(model.config)
     check_same(model, random_examples(0))
@@ -311,9 +295,7 @@ def test_low_precision_rewards_are_near_those_in_float32_and_not_rounded():
     assert not torch.equal(low, low.bfloat16().float()), "the head ran in bfloat16"
 
 
-@both_ways
-def test_both_forms_reach_the_one_gather(small_tree, monkeypatch):
-    monkeypatch.setattr(packing, "SMALL_TREE", small_tree)
+def test_both_forms_reach_the_one_gather(monkeypatch):
     model = tiny_model()
 
     def broken(*args):
