@@ -66,6 +66,10 @@ class Config:
 
 # ---------------------------------------------------------------- how sequences lie in a batch
 
+# cuDNN's attention makes a plan for every new shape, and hardly two batches have the same shape: on
+# an H100 more than half of a step went there. The other kernels need no plan.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 
 class Padded:
     """One sequence a row (S = 1), padded on the right.

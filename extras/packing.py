@@ -72,21 +72,24 @@ def collate(examples: list[Example], pad_id: int, rows_in_step: int = 1) -> Pack
 
     Raises: ValueError where the sequences of an example do not share its prompt, or one is empty.
     """
-    indices, starts = [], []  # of each sequence: where its tokens are in the row
+    sequences = []
+    indices = []  # of each sequence: where its tokens are in the row
+    starts = []  # of each sequence: where its response begins
     tokens = 0  # in the row so far
     for example in examples:
         check_prompt(example)
         prompt = np.arange(tokens, tokens + example.start)
-        tokens += len(prompt)
+        tokens += example.start
         for sequence in example.sequences:
-            response = np.arange(tokens, tokens + len(sequence) - len(prompt))
-            tokens += len(response)
+            more = len(sequence) - example.start
+            response = np.arange(tokens, tokens + more)
+            sequences.append(sequence)
             indices.append(np.concatenate((prompt, response)))
-            starts.append(tokens - len(response))
+            starts.append(tokens)
+            tokens += more
 
-    sequences = [sequence for example in examples for sequence in example.sequences]
     row = np.empty(tokens, np.int64)
-    for sequence, index in zip(sequences, indices):
+    for index, sequence in zip(indices, sequences):
         row[index] = sequence
     input_ids = torch.from_numpy(row)[None]  # (1, T)
     attention_mask = torch.ones_like(input_ids)  # (1, T)
@@ -109,14 +112,14 @@ def check_prompt(example: Example) -> None:
 # ---------------------------------------------------------------- the form
 
 
+@dataclasses.dataclass
 class Packed:
     """How sequences lie in a packed row. It has the three methods of model.Padded."""
 
-    def __init__(self, end: Tensor, position_ids: Tensor, unpack: Tensor, pack: Tensor):
-        self.end = end  # (1, S) index of the last token of each sequence
-        self.position_ids = position_ids  # (T,)
-        self.unpack = unpack  # (S, L) the index in the row of each token of each sequence
-        self.pack = pack  # (1, T) and back: an index into the S · L
+    end: Tensor  # (1, S) index of the last token of each sequence
+    position_ids: Tensor  # (T,)
+    unpack: Tensor  # (S, L) the index in the row of each token of each sequence
+    pack: Tensor  # (1, T) and back: an index into the S · L
 
     def last(self, attention_mask: Tensor) -> Tensor:
         """Index of the last token of each sequence.  (1, T), all ones -> (1, S)"""
@@ -128,14 +131,20 @@ class Packed:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention as in the padded form.  q (1, H, T, P), k and v (1, G, T, P) -> (1, H, T, P)"""
-        q, k, v = take(q, self.unpack), take(k, self.unpack), take(v, self.unpack)
+        q = take(q, self.unpack)  # (S, H, L, P)
+        k = take(k, self.unpack)  # (S, G, L, P)
+        v = take(v, self.unpack)
         mixed = PADDED.attend(q, k, v)  # (S, H, L, P)
         return take(mixed, self.pack)
 
     def to(self, device) -> "Packed":
         """The same form on a device."""
-        tensors = (self.end, self.position_ids, self.unpack, self.pack)
-        return Packed(*[tensor.to(device) for tensor in tensors])
+        return Packed(
+            end=self.end.to(device),
+            position_ids=self.position_ids.to(device),
+            unpack=self.unpack.to(device),
+            pack=self.pack.to(device),
+        )
 
 
 def form_of(indices: list[np.ndarray], tokens: int) -> Packed:
@@ -150,12 +159,12 @@ def form_of(indices: list[np.ndarray], tokens: int) -> Packed:
         # The copies of a prompt in the rows of its responses are equal: any of them will do.
         pack[index] = number * L + positions
         position_ids[index] = positions
-    end = [[index[-1] for index in indices]]
+    end = [int(index[-1]) for index in indices]
     return Packed(
-        torch.tensor(np.array(end)),
-        torch.from_numpy(position_ids),
-        torch.from_numpy(unpack),
-        torch.from_numpy(pack)[None],
+        end=torch.tensor([end]),
+        position_ids=torch.from_numpy(position_ids),
+        unpack=torch.from_numpy(unpack),
+        pack=torch.from_numpy(pack)[None],
     )
 
 
