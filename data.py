@@ -482,7 +482,7 @@ class Tokenizer:
         with_end = []
         for text in texts:
             with_end.append(text if text.endswith(self.end_token) else text + self.end_token)
-        encodings = self.backend.encode_batch(with_end, add_special_tokens=False)
+        encodings = self.backend.encode_batch_fast(with_end, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def encode_row(self, row: Row) -> tuple[list[np.ndarray], int, list[str]]:

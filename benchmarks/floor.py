@@ -24,8 +24,10 @@ def floor(s: dict) -> dict:
     for first in range(0, len(tokens), s["batch"]):
         batch = tokens[first : first + s["batch"]]
         batches.append(sum(batch))
-    layer_seconds(batches[0], sizes, s)  # warm up
-    seconds = [layer_seconds(batch, sizes, s) for batch in batches]
+    seconds = []
+    for tokens_of_batch in batches:
+        layer_seconds(tokens_of_batch, sizes, s)  # warm up: every batch has a shape of its own
+        seconds.append(layer_seconds(tokens_of_batch, sizes, s))
     in_all = shape["num_hidden_layers"] * sum(seconds)
     return {
         "seconds_per_row": in_all / len(tokens),

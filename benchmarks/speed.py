@@ -196,8 +196,10 @@ def cells(entry: dict, who: str) -> list[str]:
     if e is not first and who != "LLaMA-Factory":  # that one makes a value head of its own
         apart = f"{largest_difference(e['losses'], first['losses']):.0e}"
     speed = e["rows_per_second"]
-    share = speed / entry["floor_rows_per_second"]
-    return [f"{speed:.2f}", times, f"{share:.0%}", f"{e['peak_mb']:,.0f}", apart]
+    share = ""
+    if "floor_rows_per_second" in entry:
+        share = f"{speed / entry['floor_rows_per_second']:.0%}"
+    return [f"{speed:.2f}", times, share, f"{e['peak_mb']:,.0f}", apart]
 
 
 def tables(file: Path = RESULTS) -> dict[str, str]:

@@ -124,7 +124,7 @@ class TemplateTokenizer(Tokenizer):
         one that is not config.json's pad_token_id: where transformers reads the reward.
         """
         if self.as_rendered:
-            encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
             return [without_pads(encoding.ids, self.trained_pad_id) for encoding in encodings]
         cut = []
         for text in texts:
