@@ -46,8 +46,9 @@ def test_every_function_that_the_readme_places_in_a_file_is_there():
             thing = getattr(thing, part)
 
 
-def test_every_extra_in_the_readme_exists_and_every_extra_is_there():
-    table = README.partition("| extra |")[2].partition("\n\n")[0]
+def test_every_extra_in_the_docs_exists_and_every_extra_is_there():
+    page = (ROOT / "docs" / "extras.md").read_text("utf-8")
+    table = page.partition("| extra |")[2].partition("\n\n")[0]
     first_column = [line.split("|")[1] for line in table.splitlines()[2:]]
     named = set(re.findall(r"`(\w+)`", "\n".join(first_column)))
     there = {path.stem for path in (ROOT / "extras").iterdir() if not path.name.startswith("_")}
@@ -84,14 +85,41 @@ def test_the_tables_of_the_pages_are_those_of_the_result_files(script, monkeypat
         assert table in TEXT, f"benchmarks/{script}.py --tables: {name} is not what the pages say"
 
 
-def test_the_toy_report_in_the_readme_is_what_the_result_file_holds():
+def test_the_toy_report_in_the_pages_is_what_the_result_file_holds():
     results = json.loads((ROOT / "benchmarks" / "results.json").read_text())
-    assert evaluation.describe(results["toy, seed 0"]["report"]) in README
+    report = evaluation.describe(results["toy, seed 0"]["report"])
+    page = (ROOT / "docs" / "reports.md").read_text("utf-8")
+    assert report in page
+    shown = README.partition("among others:\n\n```\n")[2].partition("```")[0].splitlines()
+    assert len(shown) == 9
+    assert [line for line in shown if line not in page] == [], "README and page differ"
 
 
-def test_the_rows_in_the_readme_are_read():
-    rows = [json.loads(line) for line in README.splitlines() if line.startswith('{"')]
-    assert len(rows) == 7
+def test_the_readme_is_short_and_counts_the_lines_of_the_five_files():
+    assert len(README.splitlines()) <= 150
+    for name in FILES:
+        count = len((ROOT / name).read_text("utf-8").splitlines())
+        (said,) = re.findall(rf"^\| `{name}` .* \| ([\d,]+) \|$", README, re.M)
+        assert abs(int(said.replace(",", "")) - count) <= 50, f"{name} has {count} lines now"
+
+
+def test_the_picture_is_what_its_script_draws():
+    script = ROOT / "docs" / "pictures" / "idea.py"
+    spec = importlib.util.spec_from_file_location("idea", script)
+    idea = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(idea)
+    assert idea.FILE.read_text("utf-8") == idea.picture(), f"run python {script}"
+
+
+def test_every_page_that_a_page_links_to_exists():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_rows_in_the_pages_are_read():
+    rows = [json.loads(line) for line in TEXT.splitlines() if line.startswith('{"')]
+    assert len(rows) >= 8
     for row in rows:
         parsed = data.parse_row(row)
         assert len(parsed.responses) >= 2 and len(set(parsed.scores)) >= 2
