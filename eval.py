@@ -308,6 +308,9 @@ def describe(figures):
             value = f"{value:.3f}"
         if value is not None:
             text += f"{name:<32} {value:>14}   {meaning}\n"
+    lowest, highest = figures["accuracy_ci95"]
+    if lowest <= 0.5 <= highest:
+        text += "The interval holds 0.5, what a coin gets: these pairs do not show that it learned.\n"
     return text.rstrip()
 
 

@@ -64,6 +64,14 @@ def test_every_figure_agrees_with_a_computation_by_hand():
         assert f"{figures[name]:.3f}" in text, f"{name} is not in the table"
 
 
+@pytest.mark.parametrize("right, says_so", [(12, True), (20, False)])
+def test_the_report_says_where_nothing_shows_that_the_model_learned(right, says_so):
+    rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(20)]
+    rewards = [np.array([1.0, 0.0] if n < right else [0.0, 1.0], np.float32) for n in range(20)]
+    text = describe(report(rewards, examples_from(rows)))
+    assert ("what a coin gets" in text) == says_so
+
+
 def test_of_k_responses_every_pair_counts_once_and_every_response_once():
     row = {"prompt": "q", "responses": ["b", "a", "d", "c"], "scores": [0, 1, 0, 0]}
     rewards = np.array([0, 10, 1, 5], dtype=np.float32)
