@@ -310,7 +310,7 @@ def describe(figures):
             text += f"{name:<32} {value:>14}   {meaning}\n"
     lowest, highest = figures["accuracy_ci95"]
     if lowest <= 0.5 <= highest:
-        text += "The interval holds 0.5, what a coin gets: these pairs do not show that it learned.\n"
+        text += "The interval holds 0.5, what a coin gets: nothing shows that the model learned.\n"
     return text.rstrip()
 
 

@@ -1152,6 +1152,8 @@ def run_together(args):
     try:
         start_processes(args)
         run(args)
+        if process_count() > 1:
+            dist.barrier()  # leave together: gloo sometimes aborts a process whose peer has gone
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
