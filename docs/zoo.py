@@ -114,7 +114,7 @@ BUGS = [
         "Rows are split, not prompts. The model is evaluated on questions that it was trained on, "
         "and looks better than it is on new ones.",
         "tests/test_data.py::test_no_prompt_is_on_both_sides_whatever_else_differs_in_its_rows",
-        "the usual split by rows, as in many example scripts",
+        "scripts of OpenRLHF and RLHFlow split rows",
     ),
     Bug(
         "the end token is lost",
@@ -138,11 +138,11 @@ BUGS = [
         "LLaMA-Factory #5967 (another text in use than in training)",
     ),
     Bug(
-        "weights of the wrong sign",
+        "chosen and rejected swapped in the loss",
         [("loss.py", "-F.logsigmoid(gap - margin)", "-F.logsigmoid(margin - gap)")],
         "The loss falls as it should, and the accuracy falls with it.",
         "tests/test_loss.py::test_a_pair_that_is_ranked_right_costs_less_than_one_that_is_ranked_wrong",
-        "mixed-up columns of published data",
+        "not found in a tracker; the same as columns that change places in the data",
     ),
 ]
 
