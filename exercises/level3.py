@@ -78,13 +78,14 @@ def ceiling(gold_gaps: np.ndarray) -> float:
     raise NotImplementedError
 
 
-def rambling_reward(prompt: str, response: str) -> float:
+def rambling_reward(prompt: str, response: str, gold: float) -> float:
     """rambling: the true reward of a world where longer is better.
 
-    As `gold_reward` in extras/toy_world.py, but every added sentence counts +1, on the topic or
-    off it. Nothing else changes. You may call gold_reward and correct it.
+    In the toy world an added sentence counts +1 on the topic and −1 off it. Here it counts +1
+    wherever it belongs. Nothing else changes.
 
-    Source:  `TOPICS`, `find_question` and `gold_reward` in extras/toy_world.py. Then train:
+    Args:    gold: what `gold_reward` in extras/toy_world.py says of the response.
+    Source:  `TOPICS` and `find_question` there. A sentence may be in a response twice. Then train:
              `python -m exercises.train rambling`.
     """
     raise NotImplementedError

@@ -96,7 +96,7 @@ def test_penalty_of_equal_lengths_is_zero():
     assert_close(found, 0.0, "Nothing to fit where all lengths are equal: 0, not 0 / 0.")
 
 
-def test_lengthhead_has_two_heads_on_the_last_token():
+def test_lengthhead_has_two_heads_on_one_state():
     model, batch = small_model(level4.TwoHeads), small_batch()
     quality, length = model(**batch.inputs())
     hint = "`quality` has to be the ordinary reward: `score` on the state of the last valid token."
@@ -108,7 +108,7 @@ def test_lengthhead_has_two_heads_on_the_last_token():
 
 
 def length_head_terms():
-    """A batch of 6 sequences and what the three terms are there, by NumPy."""
+    """A batch of 6 sequences and the three terms there, by torch.corrcoef."""
     torch.manual_seed(0)
     quality, length = torch.randn(2, 6, requires_grad=True)
     tokens = torch.tensor([5, 9, 7, 12, 6, 8])

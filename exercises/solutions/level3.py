@@ -54,10 +54,10 @@ def ceiling(gold_gaps: np.ndarray) -> float:
     return float((1 / (1 + np.exp(-np.abs(gold_gaps)))).mean())
 
 
-def rambling_reward(prompt: str, response: str) -> float:
-    """gold_reward took 1 for a sentence off the topic. It should give 1: add 2."""
+def rambling_reward(prompt: str, response: str, gold: float) -> float:
+    """A sentence off the topic cost 1 and should earn 1: add 2 for each."""
     topic, _ = toy_world.find_question(prompt)
-    reward = toy_world.gold_reward(prompt, response)
+    reward = gold
     for name in toy_world.TOPICS:
         if name != topic:
             for sentence in toy_world.TOPICS[name].additions:
