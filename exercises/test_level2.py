@@ -5,7 +5,13 @@ import random
 import torch
 
 from data import parse_row
-from exercises.checking import answers, assert_close, small_batch, small_model, small_tokenizer
+from exercises.checking import (
+    answers,
+    assert_close,
+    small_batch,
+    small_model,
+    small_tokenizer,
+)
 from model import PADDED
 
 level2 = answers("level2")

@@ -1,4 +1,6 @@
 """The checks of level 4: change the trainer."""
+import math
+
 import torch
 
 from exercises.checking import answers, assert_close, small_batch, small_model
@@ -27,9 +29,11 @@ def test_listwise_of_two_is_bradley_terry():
 
 def test_listwise_multiplies_the_choices():
     ranked = torch.tensor([[0.0, 0.0, 0.0], [2.0, 1.0, 0.0]])
-    e = ranked[1].exp()
-    expected = -torch.log(torch.stack([torch.tensor(1 / 6), e[0] / e.sum() * e[1] / e[1:].sum()]))
-    hint = "Three equal rewards: any order has P = 1/3 · 1/2 · 1. After the best is taken, the next "
+    first, second, third = math.exp(2), math.exp(1), math.exp(0)
+    p_first = first / (first + second + third)
+    p_second = second / (second + third)
+    expected = [math.log(6), -math.log(p_first * p_second)]
+    hint = "Three equal rewards: any order has P = 1/3 · 1/2 · 1. When the best is taken, the next "
     hint += "choice is among those that are LEFT."
     assert_close(level4.listwise_loss(ranked), expected, hint)
 

@@ -2,6 +2,7 @@
 import ast
 import importlib
 import inspect
+import itertools
 import json
 import math
 import os
@@ -26,9 +27,10 @@ STUBS = {level: importlib.import_module(f"exercises.{level}") for level in LEVEL
 SOLUTIONS = {level: importlib.import_module(f"exercises.solutions.{level}") for level in LEVELS}
 CHECKS = {level: importlib.import_module(f"exercises.test_{level}") for level in LEVELS}
 ALL_CHECKS = []
-for level in LEVELS:
-    names = [name for name in vars(CHECKS[level]) if name.startswith("test_")]
-    ALL_CHECKS += [(level, name) for name in names]
+for level, checks in CHECKS.items():
+    for name in vars(checks):
+        if name.startswith("test_"):
+            ALL_CHECKS.append((level, name))
 README = (ROOT / "exercises" / "README.md").read_text("utf-8")
 FAILURES = (AssertionError, pytest.fail.Exception)
 
@@ -123,6 +125,31 @@ def test_the_command_of_the_handout_is_green_with_solutions_and_the_projects_own
 # ---------------------------------------------------------------- wrong answers
 
 
+def overflowing_gradient(r_chosen, r_rejected):
+    odds = (r_rejected - r_chosen).exp()
+    p_wrong = odds / (1 + odds)
+    return -p_wrong, p_wrong
+
+
+def lost_beside_1(gap):
+    return (-gap).clamp(min=0) + torch.log(1 + torch.exp(-gap.abs()))
+
+
+def two_cases(gap):
+    below, above = torch.log1p(gap.exp()) - gap, torch.log1p((-gap).exp())
+    return torch.where(gap < 0, below, above)
+
+
+def ties_are_pairs(scores):
+    every = itertools.permutations(range(len(scores)), 2)
+    return [(i, j, 1.0) for i, j in every if scores[i] >= scores[j]]
+
+
+def ties_have_weight(scores):
+    every = list(itertools.permutations(range(len(scores)), 2))
+    return [(i, j, 2 / len(every)) for i, j in every if scores[i] > scores[j]]
+
+
 def pads_with_zeros(r_chosen, r_rejected):
     longest = max(len(r_chosen), len(r_rejected))
     gap = torch.zeros(longest)
@@ -186,13 +213,10 @@ SOFTPLUS = torch.nn.functional.softplus
 WRONG = [
     ("gradient", "gradient", lambda w, l: (torch.sigmoid(l - w), -torch.sigmoid(l - w)), "sign"),
     ("gradient", "gradient", lambda w, l: (-torch.sigmoid(w - l), torch.sigmoid(w - l)), "WRONG"),
-    ("gradient", "gradient", lambda w, l: (-(l - w).exp() / (1 + (l - w).exp()),
-                                           (l - w).exp() / (1 + (l - w).exp())), "inf / inf"),
+    ("gradient", "gradient", overflowing_gradient, "inf / inf"),
     ("stable", "stable_loss", lambda gap: -torch.log(torch.sigmoid(gap)), "overflows"),
-    ("stable", "stable_loss", lambda gap: -gap.clamp(max=0) + (1 + (-gap.abs()).exp()).log(),
-     "log1p"),
-    ("stable", "stable_loss", lambda gap: torch.where(
-        gap < 0, torch.log1p(gap.exp()) - gap, torch.log1p((-gap).exp())), "gradient is not"),
+    ("stable", "stable_loss", lost_beside_1, "log1p"),
+    ("stable", "stable_loss", two_cases, "gradient is not"),
     ("shapes", "pair_gaps", lambda w, l: w - l, "broadcasts"),
     ("shapes", "pair_gaps", lambda w, l: w.flatten() - l.flatten(), "PyTorch refused"),
     ("shapes", "pair_gaps", pads_with_zeros, "accepted"),
@@ -204,12 +228,8 @@ WRONG = [
     ("gather", "rewards", lambda m, i, a: m(i, a) - m.score.bias, "bias"),
     ("start", "response_start", end_token_counted, "end token"),
     ("start", "response_start", lambda t, p, r: 5, "add_generation_prompt"),
-    ("ranked", "pairs_and_weights", lambda s: [(i, j, 1.0) for i in range(len(s))
-                                               for j in range(len(s)) if s[i] >= s[j] and i != j],
-     "tie"),
-    ("ranked", "pairs_and_weights", lambda s: [(i, j, 2 / len(s) / (len(s) - 1))
-                                               for i in range(len(s)) for j in range(len(s))
-                                               if s[i] > s[j]], "add up to 1"),
+    ("ranked", "pairs_and_weights", ties_are_pairs, "tie"),
+    ("ranked", "pairs_and_weights", ties_have_weight, "add up to 1"),
     ("split", "split", split_by_rows, "both sides"),
     ("noise", "flip_labels", flips_the_input, "copy"),
     ("fewer", "keep_prompts", lambda rows, count, seed: rows[:count], "lost some rows"),

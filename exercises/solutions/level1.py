@@ -2,20 +2,21 @@
 import math
 
 import torch
+from torch import Tensor
 
 
-def gradient(r_chosen: torch.Tensor, r_rejected: torch.Tensor):
+def gradient(r_chosen: Tensor, r_rejected: Tensor):
     """Minus and plus the probability of the wrong answer, σ(−Δ)."""
     p_wrong = torch.sigmoid(r_rejected - r_chosen)  # (B,) not 1 / (1 + exp(Δ)): it may overflow
     return -p_wrong, p_wrong
 
 
-def stable_loss(gap: torch.Tensor) -> torch.Tensor:
+def stable_loss(gap: Tensor) -> Tensor:
     """log(1 + e^−Δ) = max(−Δ, 0) + log(1 + e^−|Δ|): the exponent is never positive."""
     return (-gap).clamp(min=0) + torch.log1p(torch.exp(-gap.abs()))
 
 
-def pair_gaps(r_chosen: torch.Tensor, r_rejected: torch.Tensor) -> torch.Tensor:
+def pair_gaps(r_chosen: Tensor, r_rejected: Tensor) -> Tensor:
     """Flatten both first, then compare their lengths: after that nothing can broadcast."""
     r_chosen, r_rejected = r_chosen.flatten(), r_rejected.flatten()  # (B,) each
     if len(r_chosen) != len(r_rejected) or len(r_chosen) == 0:

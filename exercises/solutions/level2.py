@@ -3,19 +3,18 @@ import hashlib
 import random
 
 import torch
+from torch import Tensor
 
 from data import Tokenizer
 from model import PADDED, RewardModel
 
 
-def last_token(attention_mask: torch.Tensor) -> torch.Tensor:
+def last_token(attention_mask: Tensor) -> Tensor:
     """The pad id would not do: it may be the end token, which is in the prompt too."""
     return attention_mask.sum(-1).long() - 1
 
 
-def rewards(
-    model: RewardModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
-) -> torch.Tensor:
+def rewards(model: RewardModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """The state at each last token, and the head on it."""
     hidden = model.model(input_ids, PADDED)  # (R, T, D)
     row = torch.arange(len(input_ids))

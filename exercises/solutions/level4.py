@@ -1,17 +1,17 @@
 """Level 4: change the trainer."""
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loss import bradley_terry_loss
 from model import PADDED, Padded, RewardModel
 
 
-def hinge_loss(r_chosen: torch.Tensor, r_rejected: torch.Tensor) -> torch.Tensor:
+def hinge_loss(r_chosen: Tensor, r_rejected: Tensor) -> Tensor:
     """No gradient beyond a gap of 1: gaps stop there, whatever the noise is."""
     return (1 - (r_chosen - r_rejected)).clamp(min=0)
 
 
-def listwise_loss(ranked: torch.Tensor) -> torch.Tensor:
+def listwise_loss(ranked: Tensor) -> Tensor:
     """For each place: log Σ exp over those that are left, minus the reward of the one chosen."""
     losses = torch.zeros_like(ranked[:, 0])  # (B,)
     for k in range(ranked.shape[1] - 1):  # the last one is chosen with probability 1
@@ -19,7 +19,7 @@ def listwise_loss(ranked: torch.Tensor) -> torch.Tensor:
     return losses
 
 
-def regression_loss(rewards: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+def regression_loss(rewards: Tensor, scores: Tensor) -> Tensor:
     """Select before the arithmetic: NaN times 0 is NaN, also in a gradient."""
     graded = ~scores.isnan()  # (N,)
     return (rewards[graded] - scores[graded]).square().mean()
@@ -30,11 +30,11 @@ class MeanPooled(RewardModel):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        start: torch.Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        start: Tensor,
         form: Padded = PADDED,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """The reward of each sequence."""
         hidden = self.model(input_ids, form)  # (N, T, D)
         position = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
@@ -46,10 +46,10 @@ class MeanPooled(RewardModel):
 
 
 def length_penalty(
-    r_chosen: torch.Tensor,
-    r_rejected: torch.Tensor,
-    tokens_chosen: torch.Tensor,
-    tokens_rejected: torch.Tensor,
+    r_chosen: Tensor,
+    r_rejected: Tensor,
+    tokens_chosen: Tensor,
+    tokens_rejected: Tensor,
 ) -> float:
     """Least squares through the origin: exchanging the two responses of a pair changes nothing."""
     gap = (r_chosen - r_rejected).double()
@@ -67,8 +67,8 @@ class TwoHeads(RewardModel):
         self.length_score = nn.Linear(config.hidden_size, 1)
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, form: Padded = PADDED
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, input_ids: Tensor, attention_mask: Tensor, form: Padded = PADDED
+    ) -> tuple[Tensor, Tensor]:
         """Both heads read the same state."""
         hidden = self.model(input_ids, form)  # (N, T, D)
         last = form.last(attention_mask).squeeze(-1)  # (N,)
@@ -76,19 +76,19 @@ class TwoHeads(RewardModel):
         return self.score(last_hidden).squeeze(-1), self.length_score(last_hidden).squeeze(-1)
 
 
-def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's, of two (N,)."""
     a, b = a - a.mean(), b - b.mean()
     return (a * b).sum() / (a.norm() * b.norm())
 
 
 def length_head_loss(
-    quality: torch.Tensor,
-    length: torch.Tensor,
-    tokens: torch.Tensor,
-    chosen: torch.Tensor,
-    rejected: torch.Tensor,
-) -> torch.Tensor:
+    quality: Tensor,
+    length: Tensor,
+    tokens: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+) -> Tensor:
     """The choices are explained by both heads, the length by one of them."""
     both, tokens = quality + length, tokens.float()
     choices = bradley_terry_loss(both[chosen], both[rejected]).mean()
