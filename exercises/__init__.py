@@ -1,0 +1,1 @@
+"""Exercises that check themselves: README.md is the handout."""
