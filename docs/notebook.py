@@ -1,4 +1,4 @@
-"""notebook.py: lesson.md -> lesson.ipynb, so that the two cannot drift apart.  `python docs/notebook.py`
+"""notebook.py: lesson.md -> lesson.ipynb, both say the same.  `python docs/notebook.py`
 
 The lesson has four kinds of fenced blocks. The first line of a block says which it is:
 
@@ -41,7 +41,7 @@ sys.path.insert(0, os.getcwd())
 class Block(NamedTuple):
     """A part of the lesson."""
 
-    kind: str  # "text to read", or the first line of a fenced block: "python", "python loss.py", …
+    kind: str  # "text to read", or what follows ```: "python", "python loss.py", "bash" …
     text: str
     output: str = ""  # of code to run
 

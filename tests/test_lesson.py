@@ -1,4 +1,4 @@
-"""docs/lesson.md is true: its code runs and prints what it says, and what it quotes is in the files."""
+"""docs/lesson.md is true: its code prints what it says, and what it quotes is in the files."""
 import contextlib
 import importlib.util
 import io
