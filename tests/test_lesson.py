@@ -1,80 +1,122 @@
-"""The scripts under docs/ do what the pages say of them."""
+"""docs/lesson.md is true: its code prints what it says, and what it quotes is in the files."""
 import contextlib
 import importlib.util
 import io
 import json
 import re
+import textwrap
 
 import pytest
 from conftest import ROOT
 
+import eval as evaluation
+import train_rm
+from extras import toy_world
 
-def script(name):
-    """A script of docs/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+DOCS = ROOT / "docs"
+LESSON = (DOCS / "lesson.md").read_text("utf-8")
+RESULTS = (DOCS / "results.md").read_text("utf-8")
 
-
-zoo = script("zoo")
-
-
-def test_step_0_learns_manners_and_cannot_learn_truth(capsys):
-    found = script("step0").main()
-    learned = found["learned"]
-    assert learned["Happy to help."] > 0.3 > -0.3 > learned["Stop asking me."]
-    for answer in ("It is green.", "It is white."):
-        assert abs(learned[answer]) < 0.3, "words alone cannot say which answer is right"
-    assert 0.55 < found["accuracy"] < 0.75 < found["ceiling"]
-    page = (ROOT / "docs" / "lesson.md").read_text("utf-8")
-    assert capsys.readouterr().out in page, "docs/lesson.md shows another output"
+spec = importlib.util.spec_from_file_location("notebook", DOCS / "notebook.py")
+notebook = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(notebook)
+BLOCKS = notebook.blocks(LESSON)
 
 
-@pytest.fixture(scope="module")
-def code(tmp_path_factory):
-    """The five files, as text by name."""
-    return {path.name: path.read_text("utf-8") for path in ROOT.glob("*.py")}
+def run(code, names):
+    """Run some code among these names -> what it prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "docs/lesson.md", "exec"), names)  # noqa: S102  to run it is the test
+    return out.getvalue()
 
 
-@pytest.mark.parametrize("bug", zoo.BUGS, ids=lambda bug: bug.name)
-def test_every_bug_of_the_zoo_can_be_planted_in_the_code_of_today(bug, code):
-    for file, old, new in bug.changes:
-        assert code[file].count(old) == 1, f"{file} has changed: write the change anew in zoo.py"
-        compile(code[file].replace(old, new), file, "exec")
+def test_every_code_block_prints_what_the_lesson_says(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = {"__name__": "lesson"}
+    code = [block for block in BLOCKS if block.kind == "python"]
+    assert len(code) >= 5
+    for block in code:
+        printed = run(block.text, names)
+        assert printed == block.output, f"the lesson says otherwise after:\n{block.text}"
 
 
-@pytest.mark.parametrize("bug", zoo.BUGS, ids=lambda bug: bug.name)
-def test_every_bug_of_the_zoo_has_a_guard_that_was_seen_to_fail(bug):
-    file, _, test = bug.guard.partition("::")
-    assert f"def {test}(" in (ROOT / file).read_text("utf-8")
-    assert json.loads(zoo.RESULTS.read_text("utf-8"))[bug.name]["caught"]
+def test_the_cells_of_the_notebook_run_in_order_and_print_their_outputs(monkeypatch):
+    monkeypatch.chdir(DOCS)  # where a notebook server starts them
+    names = {"__name__": "notebook"}
+    cells = json.loads((DOCS / "lesson.ipynb").read_text("utf-8"))["cells"]
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            printed = run("".join(cell["source"]), names)
+            expected = "".join("".join(output["text"]) for output in cell["outputs"])
+            assert printed == expected, f"cell {cell['id']}"
 
 
-def test_the_page_of_bugs_is_what_its_script_writes():
-    found = json.loads(zoo.RESULTS.read_text("utf-8"))
-    assert zoo.PAGE.read_text("utf-8") == zoo.page(found), "run python docs/zoo.py --page"
+def test_the_notebook_is_what_its_script_writes():
+    written = (DOCS / "lesson.ipynb").read_text("utf-8")
+    assert written == notebook.text_of_notebook(), "run python docs/notebook.py"
 
 
-def blocks_of_the_lesson():
-    """(language, text) of each block of code."""
-    page = (ROOT / "docs" / "lesson.md").read_text("utf-8")
-    return re.findall(r"^```(\w+)\n(.*?)^```", page, re.M | re.S)
+QUOTES = [block for block in BLOCKS if block.kind.startswith("python ")]
 
 
-def test_code_that_the_lesson_shows_is_in_the_five_files_or_runs_and_prints_what_it_says(code):
-    blocks = blocks_of_the_lesson()
-    quoted = ran = 0
-    for (language, text), (_, printed) in zip(blocks, [*blocks[1:], ("", "")]):
-        if language != "python":
-            continue
-        if text.startswith("import"):
-            out = io.StringIO()
-            with contextlib.redirect_stdout(out):
-                exec(compile(text, "lesson.md", "exec"), {})
-            assert out.getvalue() == printed
-            ran += 1
-        else:
-            assert any(text in file for file in code.values()), f"no file has:\n{text}"
-            quoted += 1
-    assert quoted >= 5 and ran >= 2
+@pytest.mark.parametrize("quote", QUOTES, ids=lambda quote: quote.kind.split()[1])
+def test_lines_that_the_lesson_quotes_are_in_the_file(quote):
+    file = quote.kind.split()[1]
+    source = (ROOT / file).read_text("utf-8")
+    assert quote.text in source, f"{file} has no such lines now; copy them again"
+
+
+def test_each_of_the_five_files_is_quoted_and_run():
+    quoted = {quote.kind.split()[1] for quote in QUOTES}
+    ran = "".join(block.text for block in BLOCKS if block.kind == "python")
+    for name in ("loss", "model", "data", "eval", "train_rm"):
+        assert f"{name}.py" in quoted
+        assert f"from {name} import" in ran or f"**Run it:** `python {name}.py`" in LESSON
+
+
+def test_the_glossary_has_every_number_of_a_report_and_of_metrics_jsonl():
+    glossary = LESSON.partition("## Every number")[2]
+    glossary = glossary.partition("## References")[0]
+    named = set(re.findall(r"`([^`]+)`", glossary))
+    logged = {"epoch", "lr", "grad_norm", "mean_reward", "mean_abs_reward", "loss", "accuracy"}
+    missing = (set(evaluation.MEANINGS) | logged) - named
+    assert not missing, "a number is printed that the lesson does not explain"
+
+
+def test_the_commands_of_the_lesson_are_understood():
+    commands = re.findall(r"(?<!`)`python train_rm\.py([^`]*)`", LESSON)
+    assert len(commands) >= 2
+    for options in commands:
+        train_rm.parse_options(options.split())
+
+
+def test_what_the_lesson_says_about_over_optimisation_is_in_the_results():
+    path = ROOT / "benchmarks" / "overoptimisation.json"
+    curves = json.loads(path.read_text())["curves"]
+    few, many = curves["3,000 pairs"], curves["48,000 pairs"]
+    at_256, at_1024 = few["true"][8], few["true"][10]
+    said = [f"is {few['learned'][10]:.1f}, and the true one is {at_1024:.1f}."]
+    said += [f"was {at_256:.1f} at 256 already"]
+    said += [f"{many['learned'][10]:.1f} and {many['true'][10]:.1f}."]
+    text = " ".join(LESSON.split())
+    assert [sentence for sentence in said if sentence not in text] == []
+
+
+def test_what_the_lesson_says_about_the_toy_world_is_its_rule():
+    said = f"the right answer ±{toy_world.RIGHT}, manners ±{toy_world.MANNERS}"
+    assert f"{said}, each added sentence ±{toy_world.ADDITION}" in " ".join(LESSON.split())
+    results = json.loads((ROOT / "benchmarks" / "results.json").read_text())["toy, seed 0"]
+    assert f"the ceiling is {results['report']['ceiling_accuracy']:.3f}" in " ".join(LESSON.split())
+
+
+def test_the_links_of_the_lesson_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)", LESSON)
+    assert links
+    assert [link for link in links if not (DOCS / link).exists()] == []
+
+
+def test_the_lesson_can_be_read_in_one_sitting():
+    assert len(LESSON.splitlines()) <= 400
+    code = "\n".join(block.text for block in BLOCKS if block.kind == "python")
+    assert max(map(len, textwrap.dedent(code).splitlines())) <= 100
