@@ -93,6 +93,7 @@ def run(args):
         on_first(lambda: say(write_adapter.write(output / "adapter", tensors, model, args.model)))
 
     # 3. Report on the model that was saved.
+    del model  # the report opens the saved one: memory may not be enough for both
     model = final_report(args, output, tokenizer, examples, kept)
     on_first(lambda: remove(output / BEST))  # last: until here a killed run needs it
     if not args.data:

@@ -17,7 +17,7 @@ here, and the tensors that autograd saves are counted. With --gradient-checkpoin
 only its input, and one layer at a time is whole. When the gradients of several micro-batches are
 added up, a second gradient of the embedding is there for a moment, when the copies and activations
 are gone. So the larger of the two counts. The report at the end of a run opens the saved model in
-float32, 4 bytes a number, beside the weights that were trained.
+float32, 4 bytes a number, after the trained one has gone.
 
 A model fits a card where a tenth is left, for CUDA itself and the gaps between tensors. Peaks of
 `check` and `trl` are the largest resident memory of a process, in `check` less what Python and
@@ -82,7 +82,7 @@ def needed(shape: dict, options: list[str], tokens: int) -> dict:
         "parameters": parameters,
         "states": states,
         "step": states + max(activations, 4 * embedding),
-        "report": frozen + 4 * trained + 4 * parameters,
+        "report": 4 * parameters,
     }
 
 
