@@ -49,6 +49,7 @@ from model import CheckpointError, RewardModel, open_model, whole
 
 LOGGING_STEPS = 10  # steps between lines of metrics.jsonl
 WARMUP = 0.05  # share of the steps with a rising learning rate
+FEW_STEPS = 100  # below this a line says so
 BETAS = (0.9, 0.999)  # of AdamW: the usual values
 MAX_LENGTH = 1024  # tokens, where --max-length is not given and the model takes so many
 
@@ -101,7 +102,7 @@ def run(args):
 
         say(toy_world.summary(lambda rows: score(model, rows, tokenizer)))
     say(f"{about_kept}\n{output} written after {time.perf_counter() - started:.0f} s. Next:\n"
-        f"  {next_command(args, examples)}")
+        f"  {next_commands(args, examples)}")
 
 
 def first_pair(examples, tokenizer):
@@ -144,14 +145,17 @@ def final_report(args, output, tokenizer, examples, step):
     return model
 
 
-def next_command(args, examples):
-    """What to try with the run: the report on its held-out rows."""
+def next_commands(args, examples):
+    """What to try with the run: a report on its held-out rows, and the rewards of one of them."""
     held_out = args.eval_data[0] if args.eval_data else examples.folder.parent / "held_out.jsonl"
-    command = f"python eval.py report {args.output} --data {held_out}"
+    names = ""
     for field, name in layout_options(args).items():
         if field != "margin_from_scores":
-            command += f" --{field}-field {name!r}"
-    return command
+            names += f" --{field}-field {name!r}"
+    commands = f"python eval.py report {args.output} --data {held_out}{names}"
+    if str(held_out).endswith(".jsonl"):
+        commands += f"\n  head -n 1 {held_out} | python eval.py rank {args.output}{names}"
+    return commands
 
 
 # ---------------------------------------------------------------- the loop
@@ -167,6 +171,9 @@ def train(args, model, tokenizer, examples):
     steps_per_epoch = math.ceil(len(train_rows) / args.batch_size)
     total = args.max_steps or max(1, math.ceil(args.epochs * steps_per_epoch))
     eval_steps = args.eval_steps or math.ceil(total / 3)
+    if total < FEW_STEPS:
+        say(f"steps: {total}, which is few to learn from; more rows, more --epochs or a smaller "
+            "--batch-size help")
     optimizer = make_optimizer(model, args.lr, args.weight_decay)
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.fp16)  # else it does nothing
     start, since_log = load_checkpoint(output, model, optimizer, scaler)

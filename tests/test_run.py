@@ -206,6 +206,21 @@ def test_eval_py_gives_the_report_that_training_gave(tmp_path, small_toy):
             assert again[name] == pytest.approx(value, abs=1e-5), name
 
 
+def test_a_short_run_says_so_and_the_commands_that_it_ends_with_work(tmp_path):
+    rows, run = write_rows(tmp_path / "mine.jsonl", pairs(20)), tmp_path / "run"
+    status, out, _ = command(train_rm.main, "--data", rows, *SMALL, "--output", run)
+    assert status == 0
+    assert "steps: 1, which is few to learn from" in out
+    _, _, commands = out.partition("Next:\n")
+    reporting, ranking = [line.strip() for line in commands.splitlines()]
+    assert reporting == f"python eval.py report {run} --data {run / 'held_out.jsonl'}"
+    assert command(evaluation.main, *reporting.split()[2:])[0] == 0
+    assert ranking == f"head -n 1 {run / 'held_out.jsonl'} | python eval.py rank {run}"
+    row = (run / "held_out.jsonl").read_text().splitlines()[0]
+    status, out, _ = command(evaluation.main, "rank", run, stdin=row)
+    assert status == 0 and len(json.loads(out)["rewards"]) == 2
+
+
 def test_evaluations_and_checkpoints_come_at_the_steps_asked_for(folder, tmp_path, monkeypatch):
     saved, save = [], train_rm.save_checkpoint
 
@@ -252,8 +267,8 @@ def test_data_may_name_an_earlier_run_whose_tokens_are_used_again(folder, tmp_pa
     assert status == 0, err
     assert column(second, "loss") == column(first, "loss")
     assert report(second) == report(first) and not (second / "tokens").exists()
-    held_out = out.split("--data ")[-1].strip()
-    assert held_out == str(first / "held_out.jsonl"), "the last line names a file that is there"
+    held_out = first / "held_out.jsonl"
+    assert f"--data {held_out}\n  head -n 1 {held_out} " in out, "a file that is there is named"
 
 
 def test_from_scratch_the_tokenizer_of_the_earlier_run_is_used_too(tmp_path, small_toy):
