@@ -99,7 +99,7 @@ def test_the_readme_is_short_and_counts_the_lines_of_the_five_files():
     assert len(README.splitlines()) <= 150
     for name in FILES:
         count = len((ROOT / name).read_text("utf-8").splitlines())
-        (said,) = re.findall(rf"^\| `{name}` .* \| ([\d,]+) \|$", README, re.M)
+        said = README.partition(f"| `{name}` |")[2].split("|")[1]
         assert abs(int(said.replace(",", "")) - count) <= 50, f"{name} has {count} lines now"
 
 
