@@ -245,9 +245,14 @@ def tokens_in_a_line(source):
     """Names, numbers, strings and operators in a line of code, on average."""
     count, code, docstrings = 0, set(), docstring_lines(source)
     kinds = (tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP)
-    kinds += (getattr(tokenize, "FSTRING_START", tokenize.STRING),)  # since Python 3.12
+    begin = getattr(tokenize, "FSTRING_START", None)  # before Python 3.12 an f-string is a STRING
+    end = getattr(tokenize, "FSTRING_END", None)
+    open_fstrings = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type in kinds and token.start[0] not in docstrings:
+        open_fstrings += token.type == begin
+        counts = token.type in kinds and not open_fstrings or token.type == end
+        open_fstrings -= token.type == end
+        if counts and token.start[0] not in docstrings:
             count += 1
             code.update(range(token.start[0], token.end[0] + 1))
     return count / max(1, len(code))
