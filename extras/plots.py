@@ -40,6 +40,7 @@ POINTS = 2000  # pairs in a cloud of points; more would only be black
 CHOSEN = {"color": "0.6", "label": "chosen"}
 REJECTED = {"color": "black", "label": "rejected"}
 DASHED = {"color": "0.6", "linestyle": "dashed"}
+BLUE, RED = "#0072B2", "#D55E00"  # told apart by all eyes (Okabe and Ito 2008)
 
 
 def pyplot():
