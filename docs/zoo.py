@@ -2,6 +2,8 @@
 
     python docs/zoo.py            train with each mistake (10 minutes on two cores), write zoo.json
     python docs/zoo.py --page     write bugs.md from zoo.json
+    python docs/zoo.py --picture  draw pictures/zoo.svg from zoo.json; needs matplotlib
+    python docs/zoo.py --plant 3 hunt      a copy with the third mistake, for others to find
 
 Each mistake is a change of a few lines. It is made in a copy of the five files and of extras/. The
 copy trains on the toy world, and the test that guards this place is run there: it has to fail.
@@ -12,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +22,7 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 RESULTS = DOCS / "zoo.json"
 PAGE = DOCS / "bugs.md"
+PICTURE = DOCS / "pictures" / "zoo.svg"
 STEPS = 1200
 SHOWN = (300, 600, 1200)  # the steps whose training loss is shown
 
@@ -166,6 +170,16 @@ def copied(folder: Path) -> Path:
     return folder
 
 
+def plant_for_others(number: str, name: str) -> None:
+    """A copy of the code with one mistake, without the tests that would name it."""
+    folder = Path(name)
+    if not number.isdigit() or not 1 <= int(number) <= len(BUGS) or folder.exists():
+        sys.exit(f"--plant N FOLDER: N from 1 to {len(BUGS)}, and FOLDER must not be there yet")
+    folder.mkdir(parents=True)
+    planted(copied(folder), BUGS[int(number) - 1])
+    shutil.rmtree(folder / "tests")
+
+
 def trained(folder: Path, options: tuple) -> dict:
     """The training losses, and the report at the end."""
     command = [sys.executable, "train_rm.py", "--max-steps", str(STEPS), "--output", "run"]
@@ -178,12 +192,12 @@ def trained(folder: Path, options: tuple) -> dict:
         if "loss" in line:
             losses[line["step"]] = line["loss"]
     report = json.loads((folder / "run" / "report.json").read_text("utf-8"))
-    shown = {}
-    for step in SHOWN:  # the mean of ten lines: single ones are noisy
+    means = {}
+    for step in range(100, STEPS + 1, 100):  # the mean of ten lines: single ones are noisy
         last = [losses[s] for s in losses if step - 100 < s <= step]
-        shown[str(step)] = sum(last) / len(last)
+        means[str(step)] = sum(last) / len(last)
     kept = ("loss", "accuracy", "gold_correlation")
-    return {"losses": shown, "report": {name: report[name] for name in kept}}
+    return {"losses": means, "report": {name: report[name] for name in kept}}
 
 
 def guarded(folder: Path, bug: Bug) -> bool:
@@ -233,6 +247,8 @@ def page(found: dict) -> str:
         f"for {STEPS:,} steps on the toy world. Look at the losses: most of these runs look fine. That is the lesson.",
         "Tests of what a number means find such mistakes; a falling loss does not.",
         "",
+        "![Training loss of each mistake beside that of the right code](pictures/zoo.svg)",
+        "",
         "| | training loss before step 300 | 600 | 1,200 | held-out loss | accuracy | gold correlation |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -258,7 +274,34 @@ def page(found: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def draw(found: dict) -> None:
+    """The training loss of each mistake, beside that of the right code with the same options."""
+    from extras import plots
+
+    figure, axes = plots.pyplot().subplots(
+        3, 4, figsize=(11, 7), sharex=True, sharey=True, layout="constrained"
+    )
+    axes = list(axes.flat)
+    for bug in BUGS:
+        axis, right = axes.pop(0), " ".join(["right", *bug.options])
+        for name, style in ((right, "--"), (bug.name, "-")):
+            steps = [int(step) for step in found[name]["losses"]]
+            color = plots.RED if style == "-" else plots.BLUE
+            axis.plot(steps, [*found[name]["losses"].values()], style, color=color)
+        axis.set_title(textwrap.fill(bug.name, 28), fontsize=10)
+    axes[0].axis("off")
+    axes[0].text(0, 0.5, "solid: with the mistake\ndashed: right\n\nx: step\ny: training loss, nats")
+    figure.savefig(PICTURE)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--plant"] and len(sys.argv) == 4:
+        plant_for_others(*sys.argv[2:])
+        sys.exit()
+    if "--picture" in sys.argv:
+        sys.path.insert(0, str(ROOT))
+        draw(json.loads(RESULTS.read_text("utf-8")))
+        sys.exit()
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     if "--page" not in sys.argv:
         RESULTS.write_text(json.dumps(measure(), indent=1) + "\n", "utf-8")

@@ -9,6 +9,8 @@
                      than it is right
     length           rewards against tokens. A slope is a taste for long, or short, responses
     truth            learned against true rewards, where they are known (the toy world)
+                     In both, faint dots are responses. A mark is the median of a sixth of them,
+                     its bar goes from the first quartile to the third
     learning curve   loss by step, in training and held out, between a coin and the best possible.
                      Held-out loss that rises while the other falls: the model learns by heart.
                      A star marks the step whose model was saved, a square the last one
@@ -36,11 +38,13 @@ sys.path.insert(0, str(ROOT))  # as a script, too, this file finds data.py
 from data import DataError
 
 FORMATS = (".png", ".pdf", ".svg")
-POINTS = 2000  # pairs in a cloud of points; more would only be black
-CHOSEN = {"color": "0.6", "label": "chosen"}
-REJECTED = {"color": "black", "label": "rejected"}
-DASHED = {"color": "0.6", "linestyle": "dashed"}
+POINTS = 1000  # pairs in a cloud of points, which is faint: the marks over it are for reading
+BINS = 6
 BLUE, RED = "#0072B2", "#D55E00"  # told apart by all eyes (Okabe and Ito 2008)
+CHOSEN = {"color": BLUE, "label": "chosen"}
+REJECTED = {"color": RED, "label": "rejected"}
+DASHED = {"color": "0.4", "linestyle": "dashed"}
+PLATEAU = "the plateau: manners first,\nthe question comes later"
 
 
 def pyplot():
@@ -86,22 +90,25 @@ def plot_rewards(axis, pairs, figures):
     """Two histograms, chosen and rejected."""
     both = (pairs.r_chosen, pairs.r_rejected)
     edges = np.histogram_bin_edges(both, bins=40)
-    axis.hist(pairs.r_chosen, edges, **CHOSEN)
-    axis.hist(pairs.r_rejected, edges, histtype="step", **REJECTED)
+    axis.hist(pairs.r_chosen, edges, alpha=0.6, **CHOSEN)
+    axis.hist(pairs.r_rejected, edges, histtype="step", linewidth=2, **REJECTED)
     axis.set(title="Rewards", xlabel="reward, nats", ylabel="responses")
-    axis.legend()
+    axis.legend(loc="upper center")
 
 
 def plot_calibration(axis, pairs, figures):
     """How sure against how often right, with the number of pairs at each point."""
-    table, error = figures["calibration"]["table"], figures["calibration"]["ece"]
+    calibration = figures["calibration"]
+    table, error = calibration["table"], calibration["ece"]
     confidence = [part["confidence"] for part in table]
     accuracy = [part["accuracy"] for part in table]
-    axis.plot([0.5, 1], [0.5, 1], **DASHED, label="as sure as it is right")
-    axis.plot(confidence, accuracy, "o-", color="black", label="this model")
+    ends = [0.5, 1]
+    axis.plot(ends, ends, **DASHED, label="as sure as it is right")
+    axis.plot(confidence, accuracy, "o-", color=BLUE, label="this model")
     for part in table:
-        point = (part["confidence"], part["accuracy"])
-        axis.annotate(f"  {part['pairs']}", point, fontsize=7, va="top")
+        point = part["confidence"], part["accuracy"]
+        number = f"  {part['pairs']}"
+        axis.annotate(number, point, fontsize=7, va="top")
     title = f"Calibration (error {error:.3f}; numbers: pairs)"
     axis.set(title=title, xlabel="confidence σ(|gap|)", ylabel="accuracy")
     axis.legend()
@@ -109,9 +116,8 @@ def plot_calibration(axis, pairs, figures):
 
 def plot_length(axis, pairs, figures):
     """Rewards against tokens."""
-    some = slice(POINTS)
-    axis.scatter(pairs.tokens_chosen[some], pairs.r_chosen[some], marker=".", **CHOSEN)
-    axis.scatter(pairs.tokens_rejected[some], pairs.r_rejected[some], marker="x", **REJECTED)
+    plot_cloud(axis, pairs.tokens_chosen, pairs.r_chosen, "o", **CHOSEN)
+    plot_cloud(axis, pairs.tokens_rejected, pairs.r_rejected, "s", **REJECTED)
     title, correlation = "Length", figures["length_correlation"]
     if correlation is not None:
         title += f" (correlation {correlation:+.2f})"
@@ -121,16 +127,43 @@ def plot_length(axis, pairs, figures):
 
 def plot_truth(axis, pairs, figures):
     """Learned against true rewards. The learned ones are shifted: a reward has no zero point."""
-    some = slice(POINTS)
-    gold = np.concatenate((pairs.gold_chosen[some], pairs.gold_rejected[some]))
-    learned = np.concatenate((pairs.r_chosen[some], pairs.r_rejected[some]))
+    gold = np.concatenate((pairs.gold_chosen, pairs.gold_rejected))
+    learned = np.concatenate((pairs.r_chosen, pairs.r_rejected))
     shifted = learned - learned.mean() + gold.mean()
-    axis.scatter(gold, shifted, s=6, color="black", alpha=0.3)
+    plot_cloud(axis, gold, shifted, "o", color=BLUE, label="learned")
     ends = [gold.min(), gold.max()]
     axis.plot(ends, ends, **DASHED, label="learned = true")
     title = f"Learned and true (within prompts: {figures['gold_correlation']:.3f})"
     axis.set(title=title, xlabel="true reward, nats", ylabel="learned reward, shifted, nats")
     axis.legend()
+
+
+def plot_cloud(axis, x, y, marker, **style):
+    """Some points, faint, and over them the median and the quartiles of each bin of all."""
+    few = slice(None, None, math.ceil(len(x) / POINTS))
+    color = style["color"]
+    axis.scatter(x[few], y[few], s=4, alpha=0.15, color=color)
+    centers, low, median, high = quartiles(x, y)
+    bars = (median - low, high - median)
+    style |= {"marker": marker, "linestyle": "none", "capsize": 3}
+    axis.errorbar(centers, median, bars, **style)
+
+
+def quartiles(x, y):
+    """BINS bins of equally many points, by x -> mean x, first quartile, median, third quartile.
+
+    Equal x stay in one bin. So there are fewer bins where x has few values.
+    """
+    shares = np.arange(1, BINS) / BINS
+    edges = np.quantile(x, shares)
+    bin_of = np.searchsorted(np.unique(edges), x)
+    found = []
+    for number in np.unique(bin_of):
+        inside = bin_of == number
+        center = x[inside].mean()
+        three = np.quantile(y[inside], [0.25, 0.5, 0.75])
+        found.append([center, *three])
+    return np.array(found).T
 
 
 def plot_curve(axis, metrics, ceiling_loss, saved=None):
@@ -140,18 +173,25 @@ def plot_curve(axis, metrics, ceiling_loss, saved=None):
            model that was saved, of a run that has ended.
     """
     steps, losses = logged(metrics, "loss")
-    axis.plot(steps, losses, color="0.6", label="training")
+    axis.plot(steps, losses, color=BLUE, linewidth=1, label="training")
+    if ceiling_loss is not None and steps[-1] > 600:  # the toy world, and it is behind us
+        arrow = {"arrowstyle": "->"}
+        place = {"xytext": (0.2, 0.8), "textcoords": "axes fraction"}
+        axis.annotate(PLATEAU, (150, 0.65), **place, arrowprops=arrow)
     steps, losses = logged(metrics, "eval_loss")
-    axis.plot(steps, losses, "o-", color="black", label="held out")
+    held_out = {"color": RED}
+    axis.plot(steps, losses, "o-", **held_out, label="held out")
     if saved:
         step, loss = saved
-        axis.plot(steps[-1:], losses[-1:], "s", color="black", markersize=9, label="the last")
-        axis.plot([step], [loss], "*", color="black", markersize=15, label=f"saved: step {step}")
+        last = steps[-1:], losses[-1:]
+        axis.plot(*last, "s", **held_out, markersize=9, label="the last")
+        saved_label = f"saved: step {step}"
+        axis.plot([step], [loss], "*", **held_out, markersize=15, label=saved_label)
     axis.axhline(math.log(2), linestyle="dotted", color="black", label="a coin, log 2")
     if ceiling_loss is not None:
         axis.axhline(ceiling_loss, **DASHED, label="the best possible")
     axis.set(title="Learning curve", xlabel="step", ylabel="loss, nats")
-    axis.legend()
+    axis.legend(loc="center right")
 
 
 def logged(metrics, name):

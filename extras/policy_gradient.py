@@ -149,7 +149,7 @@ class World:
 
 
 def run(args):
-    """Make the reference, improve it with and without the penalty, and print what came of it."""
+    """Make the reference, improve it with and without the penalty -> both curves, and a table."""
     torch.manual_seed(args.seed)
     reward_model = RewardModel.from_pretrained(args.run).eval()
     world = World(Tokenizer.from_folder(args.run), args.seed)
@@ -164,9 +164,10 @@ def run(args):
         policy = copy.deepcopy(reference)
         policies[name] = policy
         curves[name] = improve(policy, reference, reward_model, world, beta, args.steps)
-        if name == f"β = {args.beta}":
-            _, learned, true = curves[name][0]  # of the reference: no step was taken before
-        curves[name][:, 1] += true - learned
+    first, *_ = curves.values()
+    _, learned, true = first[0].tolist()  # of the reference: no step was taken before
+    for curve in curves.values():
+        curve[:, 1] += true - learned
     print("\nMean rewards in nats. All learned ones are shifted by the same number, so that "
           "learned and true begin alike.\n")
     print(table_of(curves, args.steps), end="\n\n")
@@ -174,6 +175,7 @@ def run(args):
         show_examples(name, policy, world)
     if args.plot:
         plot(args.plot, curves)
+    return curves
 
 
 def table_of(curves, steps) -> str:

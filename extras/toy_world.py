@@ -3,7 +3,8 @@
 People never tell us the number behind a choice. In this world we wrote the rule ourselves, so every
 response y has a known true ("gold") reward r*(y). What a model learned can be held against it.
 `python train_rm.py` without --data trains here: no download, about a minute on two CPU cores.
-`python extras/toy_world.py N > pairs.jsonl` writes a world of another size, to be given as --data.
+`python extras/toy_world.py N > pairs.jsonl` writes a world of another size, to be given as --data;
+--seed, --label-noise and --length-bias make other worlds (docs/teaching.md).
 tests/extras/test_toy_world.py shows that the labels and the ceiling are what this page says.
 
 The rule, in nats: the right answer +3.0, a wrong one -3.0; a polite sentence +1.5, a rude one
@@ -19,6 +20,7 @@ So even the true reward is right only E max(p, 1-p) of the time, on average. Thi
 Held-out prompts are new wordings of the same questions, for example with another greeting. So the
 test shows whether the reward was learned. It does not show whether the model knows new facts.
 """
+import argparse
 import json
 import math
 import random
@@ -133,8 +135,12 @@ def random_response(prompt: str, rng: random.Random) -> str:
     return " ".join(filter(None, parts))
 
 
-def toy_rows(n: int, seed: int) -> Iterator[dict]:
-    """Yield n rows: a prompt, two responses with their gold rewards (nats), the label drawn."""
+def toy_rows(n: int, seed: int, label_noise=0.0, length_bias=0.0) -> Iterator[dict]:
+    """Yield n rows: a prompt, two responses with their gold rewards (nats), the label drawn.
+
+    Args:  label_noise: a share of the labels is turned round, whatever the rewards are.
+           length_bias: nats that people add, in their choice, for each sentence of a response.
+    """
     rng = random.Random(seed)
     for i in range(n):
         if i % PAIRS_PER_PROMPT == 0:
@@ -143,8 +149,12 @@ def toy_rows(n: int, seed: int) -> Iterator[dict]:
         while b == a:
             b = random_response(prompt, rng)
         gold_a, gold_b = gold_reward(prompt, a), gold_reward(prompt, b)
-        p = 1 / (1 + math.exp(gold_b - gold_a))  # a beats b so often
-        if rng.random() > p:
+        bias = length_bias * (a.count(".") - b.count("."))
+        p = 1 / (1 + math.exp(gold_b - gold_a - bias))  # a beats b so often
+        b_wins = rng.random() > p
+        if label_noise and rng.random() < label_noise:
+            b_wins = not b_wins
+        if b_wins:
             a, b, gold_a, gold_b = b, a, gold_b, gold_a
         row = {"prompt": prompt, "chosen": a, "rejected": b}
         yield row | {"gold_chosen": gold_a, "gold_rejected": gold_b}
@@ -221,6 +231,21 @@ def summary(score) -> str:
     return text
 
 
-if __name__ == "__main__":
-    for row in toy_rows(int(sys.argv[1]), seed=0):
+def main(argv=None):
+    """Write rows of a world of one's own to standard output."""
+    parser = argparse.ArgumentParser(description="Write preference pairs of the toy world.")
+    add = parser.add_argument
+    add("pairs", type=int, metavar="N", help="how many")
+    add("--seed", type=int, default=0, help="other prompts, responses and labels (0)")
+    add("--label-noise", type=float, default=0.0, metavar="P", help="turn so many labels round (0)")
+    add("--length-bias", type=float, default=0.0, metavar="B", help="nats that people add for each "
+        "sentence when they choose; the true reward does not know them (0)")
+    args = parser.parse_args(argv)
+    if args.pairs < 1 or not 0 <= args.label_noise < 0.5 or not math.isfinite(args.length_bias):
+        parser.error("N has to be 1 or more, P from 0 to below 0.5, B a number")
+    for row in toy_rows(args.pairs, args.seed, args.label_noise, args.length_bias):
         print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()

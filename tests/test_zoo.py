@@ -33,3 +33,14 @@ def test_every_bug_of_the_zoo_has_a_guard_that_was_seen_to_fail(bug):
 def test_the_page_of_bugs_is_what_its_script_writes():
     found = json.loads(zoo.RESULTS.read_text("utf-8"))
     assert zoo.PAGE.read_text("utf-8") == zoo.page(found), "run python docs/zoo.py --page"
+
+
+def test_a_planted_copy_has_one_mistake_and_no_tests_that_would_name_it(tmp_path, code):
+    folder = tmp_path / "hunt"
+    zoo.plant_for_others("3", str(folder))
+    changed = [name for name in code if (folder / name).read_text("utf-8") != code[name]]
+    assert changed == [file for file, _, _ in zoo.BUGS[2].changes]
+    assert not (folder / "tests").exists() and (folder / "extras" / "toy_world.py").exists()
+    for number, name in (("0", "new"), ("x", "new"), ("3", str(folder))):
+        with pytest.raises(SystemExit, match="--plant N FOLDER: N from 1 to 11"):
+            zoo.plant_for_others(number, name)

@@ -91,6 +91,7 @@ def test_the_panels_draw_the_numbers_of_the_report(canvas):
     assert chosen[1].tolist() == pairs.r_chosen.tolist()
     assert rejected[0].tolist() == pairs.tokens_rejected.tolist()
     assert rejected[1].tolist() == pairs.r_rejected.tolist()
+    assert len(length.drawn("errorbar")) == 2, "medians and quartiles, of both sides"
 
     ((gold, learned),) = truth.drawn("scatter")
     assert gold.tolist() == [*pairs.gold_chosen, *pairs.gold_rejected]
@@ -106,6 +107,30 @@ def test_the_panels_draw_the_numbers_of_the_report(canvas):
 
     assert empty.drawn("set_axis_off"), "an empty panel has no axes"
     assert figure.drawn("savefig") == [("report.png",)]
+
+
+def test_a_mark_is_the_median_of_its_bin_and_its_bar_the_quartiles():
+    x = np.repeat(np.arange(12.0), 5)
+    y = np.random.default_rng(0).normal(size=60)
+    centers, low, median, high = plots.quartiles(x, y)
+    assert centers.tolist() == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5], "six bins of ten points each"
+    for number in range(6):
+        expected = np.quantile(y[10 * number : 10 * number + 10], [0.25, 0.5, 0.75])
+        assert [low[number], median[number], high[number]] == expected.tolist()
+
+
+def test_equal_lengths_share_a_bin():
+    x = np.array([7.0] * 30 + [9.0] * 2)
+    centers, *_ = plots.quartiles(x, np.arange(32.0))
+    assert centers.tolist() == [7.0, 9.0]
+
+
+def test_the_plateau_is_named_where_the_toy_world_was_trained_past_it(canvas):
+    metrics = [{"step": step, "loss": 0.7} for step in (10, 700)]
+    for ceiling, named in ((0.25, 1), (None, 0)):
+        axis = Canvas()
+        plots.plot_curve(axis, metrics, ceiling)
+        assert len(axis.drawn("annotate")) == named
 
 
 def test_every_panel_says_what_its_axes_are(canvas):

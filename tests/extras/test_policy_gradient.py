@@ -142,6 +142,15 @@ def test_the_command_prints_a_table_and_the_same_one_for_the_same_seed(run, monk
     assert outs[0].count("true reward") == 6, "two responses of each policy"
 
 
+def test_all_learned_rewards_are_shifted_by_one_number(run, monkeypatch):
+    monkeypatch.setattr(policy_gradient, "TUNING_STEPS", 1)
+    curves = [torch.tensor([[0.0, 5.0, 2.0], [1.0, 7.0, 3.0]]), torch.tensor([[0.0, 9.0, 1.0]] * 2)]
+    monkeypatch.setattr(policy_gradient, "improve", lambda *_: curves.pop(0))
+    status, out, _ = command(policy_gradient.main, run, "--steps", 2)
+    assert status == 0
+    assert "0.5    +3.00  +2.50 |         0.0    +6.00  +1.00" in out, "two shifts, or none"
+
+
 def test_a_folder_that_is_no_run_costs_one_line(tmp_path):
     status, _, err = command(policy_gradient.main, tmp_path)
     assert status == 2 and len(err.strip().splitlines()) == 1

@@ -2,6 +2,8 @@
 
 A model that only counts words can learn manners in it, and cannot learn truth.
 """
+import hashlib
+import json
 import math
 import random
 
@@ -61,6 +63,39 @@ def test_a_row_says_the_true_rewards_of_its_responses():
         for side in ("chosen", "rejected"):
             assert row[f"gold_{side}"] == gold_reward(row["prompt"], row[side])
         assert row["chosen"] != row["rejected"]
+
+
+def test_label_noise_turns_so_many_labels_round_and_changes_nothing_else():
+    clean, noisy = list(toy_rows(4000, seed=3)), list(toy_rows(4000, seed=3, label_noise=0.2))
+    first = clean[0]
+    assert {noisy[0]["chosen"], noisy[0]["rejected"]} == {first["chosen"], first["rejected"]}
+    right = np.mean(gaps_of(noisy) > 0) / np.mean(gaps_of(noisy) != 0)
+    accuracy, _ = ceiling(np.abs(gaps_of(noisy)), np.zeros(4000))
+    assert right == pytest.approx(accuracy * 0.8 + (1 - accuracy) * 0.2, abs=0.02)
+
+
+def test_length_bias_makes_the_longer_response_win_and_leaves_the_true_reward_alone():
+    wins = []
+    for bias in (0.0, 2.0):
+        rows = list(toy_rows(4000, seed=3, length_bias=bias))
+        longer = [row["chosen"].count(".") - row["rejected"].count(".") for row in rows]
+        wins.append(np.mean(np.sign(longer) / 2 + 0.5))
+        assert all(row["gold_chosen"] == gold_reward(row["prompt"], row["chosen"]) for row in rows)
+    assert wins[0] == pytest.approx(0.5, abs=0.03) and wins[1] > wins[0] + 0.1
+
+
+def test_the_command_writes_the_world_that_its_options_describe():
+    options = ["--seed", 5, "--label-noise", 0.1, "--length-bias", 1]
+    status, out, _ = command(toy_world.main, 20, *options)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert rows == list(toy_rows(20, 5, 0.1, 1.0))
+    status, _, err = command(toy_world.main, 20, "--label-noise", 0.5)
+    assert status == 2 and "below 0.5" in err
+
+
+def test_the_rows_of_the_default_run_have_not_changed():
+    text = "".join(json.dumps(row) for row in toy_rows(200, seed=0))
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == "3c6ad85b16c0", "all figures are of the old ones"
 
 
 def test_the_ceiling_is_what_the_true_reward_scores_when_labels_are_drawn_again():
