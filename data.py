@@ -990,9 +990,12 @@ class Examples:
         self.folder = folder
         self.ids = np.memmap(folder / "ids.bin", np.int32, "r")
         self.records = np.fromfile(folder / "records.bin", RECORD)
-        tokens = self.records["tokens"]
-        if len(self.ids) != tokens.sum():
-            raise DataError(f"{folder}: ids.bin is damaged; delete the folder")
+        tokens, start = self.records["tokens"], self.records["start"]
+        ends = np.cumsum(tokens)  # the sequences stand one behind the other
+        is_whole = len(self.ids) == tokens.sum()
+        is_whole &= np.array_equal(self.records["offset"], ends - tokens)
+        if not is_whole or (start < 0).any() or (start >= tokens).any():
+            raise DataError(f"{folder}: ids.bin or records.bin is damaged; delete the folder")
         _, self.begins = np.unique(self.records["row"], return_index=True)
         self.ends = np.append(self.begins[1:], len(tokens))
         self.lengths = np.maximum.reduceat(tokens, self.begins)  # of the longest sequence of a row

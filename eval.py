@@ -421,7 +421,7 @@ def usable_length(model, tokenizer, asked):
 def check_ids(sequences, model, where):
     """Raises: DataError at a token id that the embedding has no row for."""
     for ids in sequences:
-        if len(ids) and ids.max() >= model.config.vocab_size:
+        if len(ids) and not 0 <= ids.min() <= ids.max() < model.config.vocab_size:
             raise DataError(
                 f"{where}: token id {ids.max()} is beyond the model's vocabulary of "
                 f"{model.config.vocab_size}; do tokenizer.json and config.json belong together?"

@@ -45,7 +45,7 @@ from eval import (
     check_ids, describe, pick_device, report, score, score_examples, usable_length,
 )
 from loss import bradley_terry_loss, pairwise_correct
-from model import CheckpointError, RewardModel, open_model, whole
+from model import CheckpointError, RewardModel, open_model, read_json, whole
 
 LOGGING_STEPS = 10  # steps between lines of metrics.jsonl
 WARMUP = 0.05  # share of the steps with a rising learning rate
@@ -631,8 +631,8 @@ def keep_lines(path, until):
     if not path.exists():
         return
     kept = []
-    for line in path.read_text("utf-8").splitlines():
-        with contextlib.suppress(ValueError):
+    for line in path.read_text("utf-8", "replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] <= until:
                 kept.append(line + "\n")
     with replacing(path) as temporary:
@@ -1100,7 +1100,10 @@ def options_of_run(parser, argv, given):
     path = Path(run) / "options.json"
     if not path.exists():
         parser.error(f"--resume {run}: no options.json there, so not a run")
-    saved = json.loads(path.read_text("utf-8"))["options"] | {"output": run}
+    saved = read_json(path).get("options")
+    if not isinstance(saved, dict):
+        parser.error(f"{path}: no options in it")
+    saved["output"] = run
     args = parse_over(parser, argv, given, saved)
     for name, value in saved.items():
         if getattr(args, name) != value and name not in MAY_CHANGE_ON_RESUME:

@@ -18,6 +18,10 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script: model.py is there
+
+from model import CheckpointError, read_json
+
 CARD = """\
 ---
 library_name: transformers
@@ -63,7 +67,7 @@ DIALOGUE = [{"role": "user", "content": "…"}, {"role": "assistant", "content":
 
 def write(run: Path, tokenizer, describe_audit) -> None:
     """README.md from options.json, report.json and tokens/audit.json."""
-    options = json.loads((run / "options.json").read_text("utf-8"))["options"]
+    options = read_json(run / "options.json")["options"]
     report = json.loads((run / "report.json").read_text("utf-8"))
     figures = {name: value for name, value in report.items() if isinstance(value, (int, float))}
     low, high = report["accuracy_ci95"]
@@ -73,8 +77,11 @@ def write(run: Path, tokenizer, describe_audit) -> None:
     train = {"pairs": "the", "prompts": "its"}
     described = "in the run that --data names"
     if audit.exists():
-        train = json.loads(audit.read_text("utf-8"))["train"]
-        described = describe_audit("train", train).replace("\n", "\n    ")
+        try:
+            train = read_json(audit)["train"]
+            described = describe_audit("train", train).replace("\n", "\n    ")
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(f"{audit} is damaged, so there is no model card") from None
     figures |= {
         "name": run.name,
         "base": without_folder(options["model"] or "scratch"),
@@ -97,7 +104,6 @@ def without_folder(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
     from data import Tokenizer, describe_audit
 
     folder = Path(sys.argv[1])

@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_tokenizer
 
 from data import Audit, DataError, Example, Examples, collate, describe_audit, epoch_order
-from data import examples_of, micro_batches, parse_row, prompt_hash, rows_of_step, write_tokens
+from data import RECORD, examples_of, micro_batches, parse_row, prompt_hash, rows_of_step, write_tokens
 
 
 def pair(prompt, chosen, rejected, **more):
@@ -214,11 +214,19 @@ def test_a_batch_is_the_same_from_memory_and_from_the_file(tmp_path):
         torch.testing.assert_close(getattr(theirs, name), tensor, msg=name)
 
 
-def test_a_file_that_was_cut_off_is_named(tmp_path):
+@pytest.mark.parametrize("field", ["ids", "start", "offset", "tokens"])
+def test_a_damaged_file_of_tokens_is_named(field, tmp_path):
     write_tokens(tmp_path, some_examples(), [])
-    whole = (tmp_path / "ids.bin").read_bytes()
-    (tmp_path / "ids.bin").write_bytes(whole[:-400])
-    with pytest.raises(DataError, match="ids.bin is damaged; delete the folder"):
+    path = tmp_path / ("ids.bin" if field == "ids" else "records.bin")
+    content = path.read_bytes()
+    if field == "ids":
+        content = content[:-400]
+    else:
+        records = np.frombuffer(content, RECORD).copy()
+        records[field][1] += 1000
+        content = records.tobytes()
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="ids.bin or records.bin is damaged; delete the folder"):
         Examples(tmp_path)
 
 

@@ -272,6 +272,28 @@ def test_only_a_run_can_be_resumed(folder, tmp_path):
         assert status == 2 and "no options.json there, so not a run" in err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("name, content, message", [
+    ("options.json", b'{"options": {"lr": 0.', "options.json: not JSON"),
+    ("options.json", b'{"options": []}', "options.json: no options in it"),
+    ("tokens/audit.json", b'{"train": {"pairs": 3}}', "audit.json is damaged"),
+    ("tokens/audit.json", b"{\xff", "audit.json is damaged"),
+    ("metrics.jsonl", b'{"step": 2, "loss": 1}\n{"stop": 3}\n\xff\xff\n', None),
+])
+def test_a_damaged_file_of_a_run_costs_one_line_when_it_is_resumed(
+    folder, tmp_path, monkeypatch, name, content, message
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        signal_in_step(patch, signal.SIGINT, 5)
+        assert train(folder, *LONG, "--output", run)[0] == 130
+    (run / name).write_bytes(content)
+    status, _, err = command(train_rm.main, "--resume", run)
+    if message is None:
+        assert status == 0 and [line["step"] for line in metrics(run)] == [2, 6, 10, 12, 15, 15]
+        return
+    assert status == 2 and message in err.strip().splitlines()[-1], err
+
+
 # ---------------------------------------------------------------- a step that cannot be taken
 
 
