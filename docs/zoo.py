@@ -161,11 +161,11 @@ def planted(folder: Path, bug: Bug) -> None:
         path.write_text(text.replace(old, new), "utf-8")
 
 
-def copied(folder: Path) -> Path:
-    """The five files, extras/ and tests/ in a folder."""
+def copied(folder: Path, names=("extras", "tests")) -> Path:
+    """The five files and some folders in another place."""
     for path in [*ROOT.glob("*.py"), ROOT / "README.md", ROOT / "requirements.txt"]:
         shutil.copy(path, folder)
-    for name in ("extras", "tests"):
+    for name in names:
         shutil.copytree(ROOT / name, folder / name)
     return folder
 
@@ -176,8 +176,7 @@ def plant_for_others(number: str, name: str) -> None:
     if not number.isdigit() or not 1 <= int(number) <= len(BUGS) or folder.exists():
         sys.exit(f"--plant N FOLDER: N from 1 to {len(BUGS)}, and FOLDER must not be there yet")
     folder.mkdir(parents=True)
-    planted(copied(folder), BUGS[int(number) - 1])
-    shutil.rmtree(folder / "tests")
+    planted(copied(folder, ["extras", "exercises"]), BUGS[int(number) - 1])
 
 
 def trained(folder: Path, options: tuple) -> dict:

@@ -26,6 +26,9 @@ zoo = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(zoo)  # it copies the code and plants
 
 
+FOLDERS = ("extras", "tests", "docs", "benchmarks", "exercises", ".ci")
+
+
 class Outcome(NamedTuple):
     """What the tests said about a mistake."""
 
@@ -37,7 +40,7 @@ class Outcome(NamedTuple):
 def try_one(bug, tests) -> Outcome:
     """Run tests in a copy that has the mistake."""
     with tempfile.TemporaryDirectory() as folder:
-        zoo.planted(zoo.copied(Path(folder)), bug)
+        zoo.planted(zoo.copied(Path(folder), FOLDERS), bug)
         command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--tb=short"]
         command += ["-p", "no:cacheprovider", *tests]
         one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
