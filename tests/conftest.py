@@ -2,6 +2,7 @@
 import contextlib
 import io
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -100,6 +101,9 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+SENT = []  # signals that a test sent to this process itself
+
+
 def command(main, *args, stdin="") -> tuple[int, str, str]:
     """A script's main in this process (a new Python needs seconds): status, stdout, stderr."""
     out, err, before = io.StringIO(), io.StringIO(), sys.stdin
@@ -111,4 +115,8 @@ def command(main, *args, stdin="") -> tuple[int, str, str]:
         status = e.code
     finally:
         sys.stdin = before
+    if status == 128 + signal.SIGTERM and not SENT:
+        # Training caught a signal that was meant for pytest: pass it on, so that pytest ends too.
+        signal.raise_signal(signal.SIGTERM)
+    SENT.clear()
     return status, out.getvalue(), err.getvalue()

@@ -11,7 +11,7 @@ import signal
 
 import pytest
 import torch
-from conftest import command, save_run, tiny_model, tiny_tokenizer, write_rows
+from conftest import SENT, command, save_run, tiny_model, tiny_tokenizer, write_rows
 from runs import MIXED, assert_equal, column, metrics, pairs, report, toy, train
 from runs import every_step, folder, small_toy  # pytest finds fixtures by their names here
 from safetensors import safe_open
@@ -32,6 +32,7 @@ def signal_in_step(monkeypatch, number, step):
 
     def with_signal(*args):
         if next(steps) == step:
+            SENT.append(number)
             os.kill(os.getpid(), number)
         return accumulate(*args)
 
@@ -131,6 +132,16 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(
     assert status == expected and err == ""
     assert read_checkpoint(tmp_path / "run")[1]["step"] == 2
     assert signal.getsignal(signal.SIGTERM) is before, "outside training signals act as before"
+
+
+def test_a_signal_that_no_test_has_sent_ends_pytest():
+    arrived, before = [], signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda number, frame: arrived.append(number))
+    try:
+        command(lambda argv: 128 + signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert arrived == [signal.SIGTERM], "a training run inside a test has swallowed it"
 
 
 def test_a_second_signal_two_seconds_later_stops_at_once(monkeypatch):
