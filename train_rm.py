@@ -702,6 +702,8 @@ def load_checkpoint(output, model, optimizer, scaler):
 
 def fill(parameter, value):
     """parameter.copy_(value). A sharded parameter takes its share of the value."""
+    if parameter.shape != value.shape:
+        raise CheckpointError("a checkpoint does not fit the model: were files of the run changed?")
     value = value.to(parameter.device, parameter.dtype)
     if hasattr(parameter, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor

@@ -41,7 +41,8 @@ def test_the_prompt_is_the_same_tokens_in_all_sequences_and_the_response_the_res
     [example], _ = encode([pair("the mat", *answers)], tokenizer)
     prompt = tokenizer.render([{"role": "user", "content": "the mat"}], add_generation_prompt=True)
     for sequence, answer in zip(example.sequences, answers):
-        assert text_of(tokenizer, sequence[: example.start]) == prompt
+        message = "the model does not read the prompt, or another text than render's"
+        assert text_of(tokenizer, sequence[: example.start]) == prompt, message
         assert text_of(tokenizer, sequence[example.start :]) == " " + answer + "</s>"
 
 
@@ -105,7 +106,8 @@ def test_read_is_kept_plus_left_out_by_reason():
         parse_row({"prompt": "q", "responses": ["a", "b"]}),  # nothing orders them
     ]
     examples, audit = encode(rows, skip_bad_rows=True)
-    assert len(examples) == audit["kept"] == audit["pairs"] == 5
+    problem = "rows that teach nothing are kept, or good ones left out"
+    assert len(examples) == audit["kept"] == audit["pairs"] == 5, problem
     assert audit["left_out"] == {
         "malformed": 1,
         "refused by the template": 0,
@@ -251,7 +253,7 @@ def test_every_row_comes_once_an_epoch_in_steps_of_equal_size(count, batch_size)
             of_step = rows_of_step(rows, step, batch_size, seed=0)
             seen += of_step.tolist()
             sizes.append(len(of_step))
-        assert sorted(seen) == rows.tolist()
+        assert sorted(seen) == rows.tolist(), "an epoch leaves out rows, or has some twice"
         assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1, sizes
 
 
@@ -323,7 +325,8 @@ def test_a_batch_is_padded_on_the_right_and_its_mask_says_what_is_text():
     for row, ids in enumerate(sequences):
         pads = longest - len(ids)
         assert batch.input_ids[row].tolist() == ids.tolist() + [7] * pads
-        assert batch.attention_mask[row].tolist() == [1] * len(ids) + [0] * pads
+        mask = batch.attention_mask[row].tolist()
+        assert mask == [1] * len(ids) + [0] * pads, "the mask says where a text ends"
     assert batch.inputs().keys() == {"input_ids", "attention_mask"}
 
 
@@ -338,8 +341,9 @@ def test_pairs_point_at_the_sequences_of_their_own_row():
             ids = batch.input_ids[row][batch.start[row] :]
             texts.append(text_of(tokenizer, ids).partition("</s>")[0].strip())
         said.append(tuple(texts))
-    assert said == [("yes", "no"), ("good", "fair"), ("good", "bad"), ("good", "awful"),
-                    ("fair", "bad"), ("fair", "awful")]
+    expected = [("yes", "no"), ("good", "fair"), ("good", "bad"), ("good", "awful"),
+                ("fair", "bad"), ("fair", "awful")]
+    assert said == expected, "responses of other rows are compared"
 
 
 def test_start_is_where_the_response_begins():
@@ -354,8 +358,9 @@ def test_start_is_where_the_response_begins():
 def test_the_pairs_of_a_row_weigh_one_together_and_have_its_margin():
     rows = [pair("r", "yes", "no"), several("q", ["a", "b", "c"], [1, 2, 3], margin=0.5)]
     batch = collate(encode(rows)[0], pad_id=0)
-    assert batch.weight.tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3])
-    assert batch.margin.tolist() == [0, 0.5, 0.5, 0.5]
+    problem = "a row of K responses counts more than once, or less"
+    assert batch.weight.tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3]), problem
+    assert batch.margin.tolist() == [0, 0.5, 0.5, 0.5], "the margin of the row is lost"
     assert batch.weight.dtype == batch.margin.dtype == torch.float32
 
 

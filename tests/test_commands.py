@@ -99,7 +99,8 @@ def test_report_score_rank_and_the_model_itself_agree(run, tmp_path, options):
     (ranked,) = run_command("rank", run, *options, stdin=json_lines(both))
     expected = {rows[0]["chosen"]: by_call[0], rows[0]["rejected"]: by_call[1]}
     assert dict(zip(ranked["responses"], ranked["rewards"])) == pytest.approx(expected, abs=1e-5)
-    assert ranked["rewards"] == sorted(ranked["rewards"], reverse=True)
+    best_first = sorted(ranked["rewards"], reverse=True)
+    assert ranked["rewards"] == best_first, "the best response comes first"
     assert [both["responses"][i] for i in ranked["order"]] == ranked["responses"]
 
     saved = run_report(run, write_rows(tmp_path / "pairs.jsonl", rows), *options)

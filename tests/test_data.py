@@ -56,19 +56,20 @@ def test_scores_and_ranks_order_the_responses_and_rank_1_is_the_best():
     scored, _ = encode([parse_row(row | {"scores": [-1, 7.5, 2]})])
     ranked, _ = encode([parse_row(row | {"ranks": [3, 1, 2]})])
     expected = {(1, 0), (1, 2), (2, 0)}  # good before bad, good before fair, fair before bad
-    assert set(scored[0].pairs()) == set(ranked[0].pairs()) == expected
+    assert set(scored[0].pairs()) == expected, "a higher score is better"
+    assert set(ranked[0].pairs()) == expected, "rank 1 is the best"
 
 
 def test_equal_scores_are_no_pair():
     row = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 2, 1]}
     examples, _ = encode([parse_row(row)])
-    assert examples[0].pairs() == [(1, 0), (1, 2)]
+    assert examples[0].pairs() == [(1, 0), (1, 2)], "nobody preferred one of two equal responses"
 
 
 def test_margin_and_true_rewards_are_kept():
     [example], _ = encode([pair("q", "a", "b", margin=2, gold_chosen=1.5, gold_rejected=-1)])
     assert example.margin == 2
-    assert example.gold == [1.5, -1]
+    assert example.gold == [1.5, -1], "the true rewards belong to the other response"
 
 
 def test_responses_to_score_or_to_rank_need_no_order_but_to_learn_from_they_do():
@@ -241,7 +242,9 @@ def test_a_row_that_is_added_moves_hardly_any_other():
 
 def test_the_seed_decides_which_prompts_are_held_out():
     rows = [pair(f"q{i}", "a", "b") for i in range(50)]
-    assert split(rows, 0.2, seed=1) == split(rows, 0.2, seed=1) != split(rows, 0.2, seed=2)
+    first, again, other = (split(rows, 0.2, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other, "--seed does not reach the split"
 
 
 def test_without_prompts_a_pair_and_its_contradiction_stay_together():
@@ -319,7 +322,7 @@ def test_an_end_token_that_tokenizer_json_holds_as_ordinary_text_is_one_token():
 def test_the_pad_is_never_the_end_token(pad):
     """transformers looks for the last token that is not a pad: it would miss the end token."""
     tokenizer = tiny_tokenizer(pad_token=pad)
-    assert tokenizer.pad_id != tokenizer.end_id == 2
+    assert tokenizer.pad_id != tokenizer.end_id == 2, "pad and end token are one and the same"
 
 
 def test_a_pad_that_the_model_has_no_embedding_for_is_not_used(tmp_path):

@@ -95,19 +95,20 @@ def test_calibration_agrees_with_a_computation_by_hand():
         confidence, accuracy = np.mean(bins[number], axis=0)
         assert line["pairs"] == len(bins[number])
         assert line["confidence"] == pytest.approx(confidence)
-        assert line["accuracy"] == pytest.approx(accuracy)
+        assert line["accuracy"] == pytest.approx(accuracy), "is a tie counted as one half?"
         assert line["from"] == pytest.approx(0.5 + number / 20), "a bin has the label of another"
         assert line["to"] == pytest.approx(0.5 + (number + 1) / 20)
         ece += len(bins[number]) / len(gaps) * abs(confidence - accuracy)
     assert len(result["table"]) == len(bins) == 10
-    assert result["ece"] == pytest.approx(ece)
+    assert result["ece"] == pytest.approx(ece), "does each bin weigh as much as it has pairs?"
 
 
 def test_the_temperature_has_the_least_loss_on_its_grid_and_undoes_a_scale():
     gaps = np.random.default_rng(1).normal(1, 2, size=500)
     temperature = calibration(gaps)["temperature"]
     losses = {T: np.logaddexp(0, -gaps / T).mean() for T in np.arange(0.5, 9, 0.01)}
-    assert temperature == pytest.approx(min(losses, key=losses.get), rel=0.01)
+    best = min(losses, key=losses.get)
+    assert temperature == pytest.approx(best, rel=0.01), "gaps are divided by the temperature"
     assert calibration(3 * gaps)["temperature"] == pytest.approx(3 * temperature, rel=0.011)
 
 

@@ -54,7 +54,7 @@ def test_loss_agrees_with_float64_at_any_gap(gap):
 def test_loss_of_bfloat16_rewards_is_computed_in_float32():
     r_chosen = torch.tensor([5.0, -300.0], dtype=torch.bfloat16)
     losses = bradley_terry_loss(r_chosen, torch.zeros_like(r_chosen))
-    assert losses.dtype == torch.float32
+    assert losses.dtype == torch.float32, "computed in half precision: small gaps vanish"
     assert_equal(losses, in_float64([5, -300]))
 
 
@@ -137,7 +137,8 @@ def test_margin_is_a_gap_that_has_to_be_won_first():
 def test_label_smoothing_is_the_expected_loss_over_flipped_labels():
     losses = bradley_terry_loss(rewards(1.7), rewards(0.0), label_smoothing=0.2)
     as_labelled, flipped = in_float64(1.7), in_float64(-1.7)
-    assert_equal(losses, 0.8 * as_labelled + 0.2 * flipped)
+    message = "is ε the share of flipped labels? Is it there once, and on the flipped term?"
+    assert_equal(losses, 0.8 * as_labelled + 0.2 * flipped, message)
 
 
 def test_label_smoothing_stops_rewards_at_the_log_odds_of_the_noise():
@@ -151,14 +152,16 @@ def test_a_flipped_label_with_a_margin_is_lost_by_the_margin():
     margin = torch.tensor([0.5])
     losses = bradley_terry_loss(rewards(1.0), rewards(0.0), margin, label_smoothing=0.3)
     as_labelled, flipped = in_float64(1.0 - 0.5), in_float64(-1.0 - 0.5)
-    assert_equal(losses, 0.7 * as_labelled + 0.3 * flipped)
+    message = "of a flipped label the rejected response has to win by the margin"
+    assert_equal(losses, 0.7 * as_labelled + 0.3 * flipped, message)
 
 
 def test_centering_adds_the_square_of_the_sum():
     r_chosen, r_rejected = rewards(3.0), rewards(1.0)
     plain = bradley_terry_loss(r_chosen, r_rejected)
     centered = bradley_terry_loss(r_chosen, r_rejected, centering=0.01)
-    assert_equal(centered, plain.detach() + 0.01 * 4**2)
+    message = "λ (r_w + r_l)²: is it the sum, and is it squared?"
+    assert_equal(centered, plain.detach() + 0.01 * 4**2, message)
 
 
 # ---------------------------------------------------------------- invalid input

@@ -64,7 +64,8 @@ def test_the_reward_is_the_head_applied_to_the_last_valid_hidden_state():
     assert bias != 0
     for row, ids in enumerate(texts):
         by_hand = hidden[row, len(ids) - 1] @ weight + bias
-        assert_close(rewards[row], by_hand, atol=1e-6, rtol=0)
+        problem = "is it another token's state, is the bias missing, or is there dropout?"
+        assert_close(rewards[row], by_hand, atol=1e-6, rtol=0, msg=problem)
 
 
 def test_every_reward_goes_through_the_gather(monkeypatch):
@@ -185,9 +186,10 @@ def test_under_bfloat16_autocast_the_head_still_computes_in_float32():
     model, batch = tiny_model(), pad_right(random_texts(8, 30, 17, 5), PAD)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rewards = model(*batch)
-    assert rewards.dtype == torch.float32
+    problem = "the head ran in bfloat16: close pairs would tie"
+    assert rewards.dtype == torch.float32, problem
     rounded = rewards.bfloat16().float()
-    assert not torch.equal(rewards, rounded), "the head ran in bfloat16: close pairs would tie"
+    assert not torch.equal(rewards, rounded), problem
     assert_close(rewards, model(*batch), atol=0.05, rtol=0)
 
 
@@ -253,7 +255,8 @@ def test_rewards_survive_saving_and_loading_bit_for_bit(run):
     batch = pad_right(random_texts(8, 30), PAD)
     model = RewardModel.from_pretrained(run)
     assert model.head_origin == "kept"
-    assert torch.equal(model(*batch), tiny_model()(*batch))
+    same = torch.equal(model(*batch), tiny_model()(*batch))
+    assert same, "is the head drawn anew when it is loaded, or its bias not saved?"
 
 
 def test_a_checkpoint_of_several_files_is_the_same_model(tmp_path, monkeypatch):

@@ -54,7 +54,8 @@ def outputs(case: str, tokens: int, model: RewardModel | None = None):
 def assert_parity(case: str, tokens: int = 40, model: RewardModel | None = None) -> None:
     for ours, theirs in outputs(case, tokens, model):
         assert theirs.abs().max() > 0.1, "two tensors of zeros would agree too"
-        assert_close(ours, theirs, atol=1e-5, rtol=0)
+        problem = f"{case}: another arithmetic: norms, rotary turns, attention, MLP, or residuals?"
+        assert_close(ours, theirs, atol=1e-5, rtol=0, msg=lambda text: f"{problem} {text}")
 
 
 def assert_no_parity(case: str, tokens: int, model: RewardModel | None = None) -> None:
@@ -128,7 +129,8 @@ def test_attention_depends_on_distances_not_on_positions():
     attention, x = Attention(config), torch.randn(1, 7, 16)
     here = attention(x, *rotary_tables(config, torch.arange(7)), PADDED)
     further = attention(x, *rotary_tables(config, torch.arange(7) + 50), PADDED)
-    assert_close(here, further, atol=1e-5, rtol=0)
+    problem = "moved by 50 positions it is another result: are queries and keys turned alike?"
+    assert_close(here, further, atol=1e-5, rtol=0, msg=problem)
 
 
 def test_gradient_checkpointing_changes_no_gradient():

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import train_rm
 from data import Examples
+from model import CheckpointError
 
 
 def weights(run):
@@ -303,6 +304,12 @@ def test_a_damaged_file_of_a_run_costs_one_line_when_it_is_resumed(
         assert status == 0 and [line["step"] for line in metrics(run)] == [2, 6, 10, 12, 15, 15]
         return
     assert status == 2 and message in err.strip().splitlines()[-1], err
+
+
+def test_a_checkpoint_of_another_size_is_named():
+    parameter = torch.nn.Parameter(torch.zeros(3, 2))
+    with pytest.raises(CheckpointError, match="a checkpoint does not fit the model"):
+        train_rm.fill(parameter, torch.zeros(4, 2))
 
 
 # ---------------------------------------------------------------- a step that cannot be taken
