@@ -204,17 +204,27 @@ def show_examples(name, policy, world):
 
 
 def plot(path, curves):
-    """Learned and true rewards over the distance from the reference."""
+    """By step: learned and true rewards, and the distance from the reference."""
     from extras import plots
 
-    figure, axis = plots.pyplot().subplots(figsize=(7, 4.5), layout="constrained")
-    for name, line in zip(curves, ("-", "--")):
-        parts = [part.mean(0) for part in curves[name].split(LINE)]
+    size = {"figsize": (10, 4), "layout": "constrained"}
+    figure, (rewards, distance) = plots.pyplot().subplots(1, 2, **size)
+    style = {"linestyle": "-"}
+    for name, curve in curves.items():
+        parts = [part.mean(0) for part in curve.split(LINE)]
         kl, learned, true = torch.stack(parts).T
-        axis.plot(kl, learned, "o" + line, color=plots.BLUE, label=f"learned, {name}")
-        axis.plot(kl, true, "s" + line, color=plots.RED, label=f"true, {name}")
-    axis.set(xlabel="KL from the reference, nats", ylabel="mean reward, nats")
-    axis.legend()
+        steps = torch.arange(1, len(parts) + 1) * LINE
+        style["label"] = f"learned, {name}"
+        rewards.plot(steps, learned, "o", color=plots.BLUE, **style)
+        style["label"] = f"true, {name}"
+        rewards.plot(steps, true, "s", color=plots.RED, **style)
+        style["label"] = name
+        distance.plot(steps, kl, "^", color="black", **style)
+        style["linestyle"] = "--"  # without the penalty
+    rewards.set(xlabel="step", ylabel="mean reward, nats")
+    distance.set(xlabel="step", ylabel="KL from the reference, nats")
+    rewards.legend(loc="lower left")
+    distance.legend()
     figure.savefig(path, dpi=150)
 
 
@@ -227,7 +237,7 @@ def main(argv=None):
     add("--beta", type=float, default=0.3, help="the penalty (0.3)")
     add("--steps", type=int, default=200, help="of policy gradient (200)")
     add("--seed", type=int, default=0, help="of weights, prompts and draws (0)")
-    add("--plot", type=Path, metavar="FILE", help="draw the rewards over the KL")
+    add("--plot", type=Path, metavar="FILE", help="draw rewards and distance; needs matplotlib")
     args = parser.parse_args(argv)
     try:
         if args.plot:

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from data import pad_right
 from loss import bradley_terry_loss
-from model import PADDED, CheckpointError, RewardModel
+from model import PADDED, CheckpointError, RewardModel, RMSNorm
 from model import open_model, read_config, read_json, rotary_tables
 
 END, PAD = 2, 0
@@ -193,6 +193,15 @@ def test_under_bfloat16_autocast_the_head_still_computes_in_float32():
     assert_close(rewards, model(*batch), atol=0.05, rtol=0)
 
 
+def test_the_norm_of_bfloat16_states_is_computed_in_float32():
+    torch.manual_seed(0)
+    x = (torch.randn(4, 64) * 3).bfloat16()
+    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    found = RMSNorm(64, 1e-5)(x).double()
+    rounding = exact.abs() * 2**-8  # half a step of bfloat16, which has 8 binary digits
+    assert ((found - exact).abs() <= rounding * 1.01).all(), "squares are added up in bfloat16"
+
+
 def test_positions_are_computed_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cos, sin = rotary_tables(read_config(TINY), torch.arange(258))
@@ -282,7 +291,7 @@ def test_a_bias_of_zero_is_left_out_because_transformers_has_none(tmp_path):
 def test_the_saved_config_has_one_label_and_no_sigmoid(run):
     config_json = read_json(run / "config.json")
     assert config_json["architectures"] == ["LlamaForSequenceClassification"]
-    assert config_json["id2label"] == {"0": "reward"}
+    assert config_json["id2label"] == {"0": "reward"} and config_json["num_labels"] == 1
     assert config_json["problem_type"] == "regression"
     assert config_json["pad_token_id"] not in (None, END)
 

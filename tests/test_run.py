@@ -206,6 +206,16 @@ def test_eval_py_gives_the_report_that_training_gave(tmp_path, small_toy):
             assert again[name] == pytest.approx(value, abs=1e-5), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_saved_weights_have_the_type_that_was_asked_for(folder, tmp_path, dtype):
+    name, run = str(dtype).removeprefix("torch."), tmp_path / "run"
+    args = ["--max-steps", 1, "--save-dtype", name, "--output", run]
+    assert train(folder, *args)[0] == 0
+    saved = load_file(run / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {dtype}, "--save-dtype is ignored"
+    assert json.loads((run / "config.json").read_text())["dtype"] == name
+
+
 def test_a_short_run_says_so_and_the_commands_that_it_ends_with_work(tmp_path):
     rows, run = write_rows(tmp_path / "mine.jsonl", pairs(20)), tmp_path / "run"
     status, out, _ = command(train_rm.main, "--data", rows, *SMALL, "--output", run)
