@@ -100,8 +100,7 @@ EARLIER = [
     ),
     Bug(
         "a new head where training starts",
-        [("train_rm.py", "        model = open_model(args.model, fresh_head=True, base=args.base)\n",
-          "        model = open_model(args.model, fresh_head=True, base=args.base)\n"
+        [("train_rm.py", "        # A head that is kept is read where it was trained to be read.\n",
           "        model.init_head()\n")],
         "tests/test_run.py::test_a_pretrained_head_is_kept_and_a_language_model_gets_a_new_one",
     ),
@@ -141,7 +140,8 @@ EARLIER = [
     ),
     Bug(
         "θ is 10000, whatever the config says",
-        [("model.py", 'return 1 / config.rope["rope_theta"] ** exponents', "return 1 / 10000.0 ** exponents")],
+        [("model.py", 'return 1 / config.rope["rope_theta"] ** exponents',
+          "return 1 / 10000.0 ** exponents")],
         "tests/test_parity.py::test_rope_turns_by_the_theta_of_the_config",
     ),
     Bug(
@@ -186,7 +186,8 @@ EARLIER = [
     ),
     Bug(
         "the margin is added",
-        [("loss.py", "losses = -F.logsigmoid(gap - margin)", "losses = -F.logsigmoid(gap + margin)")],
+        [("loss.py", "losses = -F.logsigmoid(gap - margin)",
+          "losses = -F.logsigmoid(gap + margin)")],
         "tests/test_loss.py::test_margin_is_a_gap_that_has_to_be_won_first",
     ),
     Bug(
@@ -223,11 +224,10 @@ EARLIER = [
     # ------------------------------------------------------------ the step
     Bug(
         "gradients are clipped before they are unscaled",
-        [("train_rm.py", "            scaler.unscale_(optimizer)  # before clipping: the limit is "
-          "on the true gradient\n"
-          "            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)\n",
-          "            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)\n"
-          "            scaler.unscale_(optimizer)\n")],
+        [("train_rm.py", "            scaler.unscale_(optimizer)  #", "            #"),
+         ("train_rm.py", '            means["grad_norm"] = whole(norm).item()\n',
+          "            scaler.unscale_(optimizer)\n"
+          '            means["grad_norm"] = whole(norm).item()\n')],
         "tests/test_train.py::test_half_precision_logs_what_float32_logs",
     ),
     Bug(
@@ -295,25 +295,24 @@ EARLIER = [
           '        if process_count() > 1:\n'
           '            weight = weight / weight.sum() / process_count()\n'
           '        loss = (weight * values["loss"]).sum()\n')],
-        "tests/test_train.py",
+        "tests/test_train.py::test_processes_with_unequal_shares_take_the_step_of_one",
     ),
     Bug(
         "processes: gradients are averaged, not added",
         [("train_rm.py", "scaler.scale(loss * process_count()).backward()",
           "scaler.scale(loss).backward()")],
-        "tests/test_train.py",
+        "tests/test_train.py::test_processes_with_unequal_shares_take_the_step_of_one",
     ),
     Bug(
         "processes: the last, incomplete round of an evaluation is dropped",
         [("eval.py", "range(process, process + len(batches), processes)",
           "range(process, process + len(batches) - len(batches) % processes, processes)")],
-        "tests/test_eval.py",
+        "tests/test_commands.py::test_processes_share_an_evaluation_and_count_each_text_once",
     ),
     Bug(
         "processes: a batch is counted twice in the last round",
-        [("eval.py", "        if not is_spare:\n            rewards[part.indices] = batch_rewards\n",
-          "        rewards[part.indices] = batch_rewards\n")],
-        "tests/test_eval.py",
+        [("eval.py", "        if not is_spare:\n", "        if True:\n")],
+        "tests/test_commands.py::test_processes_share_an_evaluation_and_count_each_text_once",
     ),
     # ------------------------------------------------------------ texts and tokens
     Bug(
@@ -347,18 +346,18 @@ EARLIER = [
     Bug(
         "a text that is too long is cut where it is scored",
         [("extras/raw_texts.py",
-          '        raise DataError(f"{where}: {tokens} tokens do not fit into {scorer.max_length}")\n',
+          '        raise DataError(f"{where}: {tokens} tokens do not fit into '
+          '{scorer.max_length}")\n',
           "        sequence = sequence[: scorer.max_length]\n")],
         "tests/extras/test_raw_texts.py::"
         "test_a_text_as_long_as_the_limit_is_scored_and_a_longer_one_refused",
     ),
     Bug(
         "a long prompt loses its newest tokens",
-        [("data.py", "        for sequence in sequences:\n            shortened.append("
-          "np.concatenate((sequence[:bos], sequence[bos + excess :])))\n",
-          "        cut = start - self.header_tokens() - excess\n"
-          "        for sequence in sequences:\n"
-          "            shortened.append(np.concatenate((sequence[:cut], sequence[cut + excess :])))\n")],
+        [("data.py", "        shortened = []\n",
+          "        shortened = []\n        cut = start - self.header_tokens() - excess\n"),
+         ("data.py", "(sequence[:bos], sequence[bos + excess :])",
+          "(sequence[:cut], sequence[cut + excess :])")],
         "tests/test_batches.py::"
         "test_a_prompt_that_is_too_long_loses_its_oldest_tokens_and_nothing_else",
     ),
@@ -374,7 +373,7 @@ EARLIER = [
     Bug(
         "the split looks at the id of a row too",
         [("data.py", "    return text_hash(json.dumps([seed, identity]))\n",
-          '    return text_hash(json.dumps([seed, identity, row.raw.get("id"), row.raw.get("source")]))\n')],
+          '    return text_hash(json.dumps([seed, identity, row.raw.get("id")]))\n')],
         "tests/test_data.py::test_no_prompt_is_on_both_sides_whatever_else_differs_in_its_rows",
     ),
     Bug(
@@ -432,9 +431,8 @@ EARLIER = [
     ),
     Bug(
         "calibration: the labels of the bins are one too high",
-        [("eval.py", '            "from": float(edges[b]),\n            "to": float(edges[b + 1]),\n',
-          '            "from": float(edges[min(b + 1, bins)]),\n'
-          '            "to": float(edges[min(b + 2, bins)]),\n')],
+        [("eval.py", '"from": float(edges[b])', '"from": float(edges[b + 1])'),
+         ("eval.py", '"to": float(edges[b + 1])', '"to": float(edges[min(b + 2, bins)])')],
         "tests/test_eval.py::test_calibration_agrees_with_a_computation_by_hand",
     ),
     Bug(
@@ -445,34 +443,37 @@ EARLIER = [
     # ------------------------------------------------------------ stopping and resuming
     Bug(
         "resuming forgets AdamW's moments",
-        [("train_rm.py", '                fill(moments[key], tensors.get_tensor(f"{name}/{key}"))\n', "")],
-        "tests/test_resume.py::test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit",
+        [("train_rm.py", 'fill(moments[key], tensors.get_tensor(f"{name}/{key}"))', "pass")],
+        "tests/test_resume.py::test_a_checkpoint_puts_back_all_that_the_next_step_depends_on",
     ),
     Bug(
         "resuming forgets how many steps AdamW took",
         [("train_rm.py", 'moments["step"] = tensors.get_tensor(f"{name}/step").to(device)',
           'moments["step"] = 0 * tensors.get_tensor(f"{name}/step").to(device)')],
-        "tests/test_resume.py::test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit",
+        "tests/test_resume.py::test_a_checkpoint_puts_back_all_that_the_next_step_depends_on",
     ),
     Bug(
         "resuming starts at the beginning of the data",
-        [("train_rm.py", "rows_of_step(train_rows, step, args", "rows_of_step(train_rows, step - start, args")],
-        "tests/test_resume.py::test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit",
+        [("train_rm.py", "rows_of_step(train_rows, step, args",
+          "rows_of_step(train_rows, step - start, args")],
+        "tests/test_resume.py::"
+        "test_a_resumed_run_goes_through_the_rows_that_the_stopped_one_had_left",
     ),
     Bug(
         "resuming forgets the loss scale",
         [("train_rm.py", '    scaler.load_state_dict(state["scaler"])\n', "")],
-        "tests/test_resume.py::test_the_loss_scale_of_float16_is_resumed_too",
+        "tests/test_resume.py::test_a_checkpoint_puts_back_all_that_the_next_step_depends_on",
     ),
     Bug(
         "resuming forgets the means since the last log line",
         [("train_rm.py", '    return state["step"], state["since_log"]\n',
           '    return state["step"], []\n')],
-        "tests/test_resume.py::test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit",
+        "tests/test_resume.py::test_a_checkpoint_puts_back_all_that_the_next_step_depends_on",
     ),
     Bug(
         "the oldest checkpoint is kept, not the newest",
-        [("train_rm.py", "for older in checkpoints(output)[:-1]:", "for older in checkpoints(output)[1:]:")],
+        [("train_rm.py", "for older in checkpoints(output)[:-1]:",
+          "for older in checkpoints(output)[1:]:")],
         "tests/test_run.py::test_evaluations_and_checkpoints_come_at_the_steps_asked_for",
     ),
     # ------------------------------------------------------------ LoRA
@@ -519,38 +520,39 @@ NEW = [
         "rotary positions pair neighbours, not halves",
         [("model.py", "    first, second = x.chunk(2, dim=-1)",
           "    first, second = x[..., ::2], x[..., 1::2]")],
-        "tests/test_parity.py::test_hidden_states_and_rewards_equal_those_of_transformers",
+        "tests/test_parity.py::"
+        "test_rotary_positions_turn_the_two_halves_of_a_head_against_each_other",
     ),
     Bug(
         "the last norm is left out",
         [("model.py", "        return self.norm(x)\n", "        return x\n")],
-        "tests/test_parity.py::test_hidden_states_and_rewards_equal_those_of_transformers",
+        "tests/test_parity.py::test_a_layer_adds_what_attention_and_mlp_make_of_normed_states",
     ),
     Bug(
         "the MLP reads what was not normed",
         [("model.py", "self.mlp(self.post_attention_layernorm(x))", "self.mlp(x)")],
-        "tests/test_parity.py::test_hidden_states_and_rewards_equal_those_of_transformers",
+        "tests/test_parity.py::test_a_layer_adds_what_attention_and_mlp_make_of_normed_states",
     ),
     Bug(
         "gate and up of the MLP change places",
         [("model.py", "F.silu(self.gate_proj(x)) * self.up_proj(x)",
           "F.silu(self.up_proj(x)) * self.gate_proj(x)")],
-        "tests/test_parity.py::test_hidden_states_and_rewards_equal_those_of_transformers",
+        "tests/test_parity.py::test_the_mlp_is_down_of_silu_of_gate_times_up",
     ),
     Bug(
         "epsilon outside the square root",
         [("model.py", "torch.rsqrt(mean_square + self.eps)", "(mean_square.rsqrt() + self.eps)")],
-        "tests/test_parity.py::test_hidden_states_and_rewards_equal_those_of_transformers",
+        "tests/test_parity.py::test_rms_norm_written_plainly",
     ),
     Bug(
         "the heads of attention are not put side by side again",
         [("model.py", "mixed.transpose(1, 2).reshape(R, T, -1)", "mixed.reshape(R, T, -1)")],
-        "tests/test_parity.py::test_hidden_states_and_rewards_equal_those_of_transformers",
+        "tests/test_parity.py::test_the_heads_of_attention_lie_side_by_side",
     ),
     Bug(
         "checkpointing that needs a gradient at its input",
         [("model.py", "use_reentrant=False", "use_reentrant=True")],
-        "tests/test_train.py::test_recomputing_layers_takes_the_same_step_and_keeps_less",
+        "tests/extras/test_lora.py::test_recomputed_layers_learn_although_the_embedding_is_frozen",
     ),
     Bug(
         "a mask with pads on the left is taken",
@@ -559,8 +561,8 @@ NEW = [
     ),
     Bug(
         "a sliding window is not a limit",
-        [("model.py", "        limit = min(limit, positive_number(config_json, \"sliding_window\", where))\n",
-          "        pass\n")],
+        [("model.py", 'limit = min(limit, positive_number(config_json, "sliding_window", where))',
+          "pass")],
         "tests/test_parity.py::test_a_window_limits_the_length_only_where_it_is_in_use",
     ),
     Bug(
@@ -635,11 +637,12 @@ NEW = [
     Bug(
         "parts of a message are put together with spaces",
         [("data.py", 'return "".join(texts)', 'return " ".join(texts)')],
-        "tests/test_odd_rows.py",
+        "tests/test_data.py::test_the_parts_of_a_message_are_put_together_as_they_are",
     ),
     Bug(
         "duplicates and contradictions change places in the audit",
-        [("data.py", '["duplicates"] += pair in self.pairs', '["duplicates"] += reverse in self.pairs'),
+        [("data.py", '["duplicates"] += pair in self.pairs',
+          '["duplicates"] += reverse in self.pairs'),
          ("data.py", '["contradictions"] += reverse in self.pairs',
           '["contradictions"] += pair in self.pairs')],
         "tests/test_batches.py::test_read_is_kept_plus_left_out_by_reason",
@@ -661,7 +664,7 @@ NEW = [
     ),
     Bug(
         "an empty response is trained on",
-        [("data.py", '            raise LeftOut("empty response")\n', "            pass\n")],
+        [("data.py", '(response[-1]["content"].strip() or is_call(response[-1]))', "True")],
         "tests/test_batches.py::test_read_is_kept_plus_left_out_by_reason",
     ),
     Bug(
@@ -675,7 +678,7 @@ NEW = [
         [("data.py", '"add_bos_token": False', '"add_bos_token": True'),
          ("data.py", 'json.loads(self.backend.to_str()) | {"post_processor": None}',
           "json.loads(self.backend.to_str())")],
-        "tests/test_data.py",
+        "tests/test_data.py::test_a_saved_tokenizer_adds_no_bos_to_that_of_its_template",
     ),
     # ------------------------------------------------------------ eval.py
     Bug(
@@ -751,13 +754,14 @@ NEW = [
     ),
     Bug(
         "the checkpoint has the number of the step before",
-        [("train_rm.py", "save_checkpoint(output, done, model", "save_checkpoint(output, step, model")],
+        [("train_rm.py", "save_checkpoint(output, done, model",
+          "save_checkpoint(output, step, model")],
         "tests/test_resume.py::test_a_signal_stops_after_the_step_with_a_checkpoint",
     ),
     Bug(
         "resuming loses the log line of its first step",
         [("train_rm.py", '["step"] <= until', '["step"] < until')],
-        "tests/test_resume.py::test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit",
+        "tests/test_resume.py::test_log_lines_up_to_the_checkpoint_stay_and_later_ones_go",
     ),
     Bug(
         "a run may be resumed with another learning rate",
@@ -773,18 +777,20 @@ NEW = [
     ),
     Bug(
         "a step that is NaN is taken",
-        [("train_rm.py", '    return not math.isfinite(means["grad_norm"])\n', "    return False\n")],
+        [("train_rm.py", '    return not math.isfinite(means["grad_norm"])\n',
+          "    return False\n")],
         "tests/test_resume.py::test_a_step_without_a_number_stops_the_run_with_all_that_was_before",
     ),
     Bug(
         "the loss scale never falls after an overflow",
-        [("train_rm.py", "scaler.update(scaler.get_scale() / 2)", "pass")],
+        [("train_rm.py", "scaler.update(scaler.get_scale() / 2)",
+          "scaler.update(scaler.get_scale())")],
         "tests/test_resume.py::test_an_overflow_in_float16_halves_the_scale_and_the_run_continues",
     ),
     Bug(
         "the saved model is always rounded to bfloat16",
         [("train_rm.py", "dtype = getattr(torch, save_dtype)", "dtype = torch.bfloat16")],
-        "tests/extras/test_model_card.py",
+        "tests/test_keep.py::test_the_model_of_the_lowest_held_out_loss_is_saved",
     ),
     Bug(
         "the seed does not reach the weights",
@@ -794,7 +800,7 @@ NEW = [
     ),
     # ------------------------------------------------------------ extras/
     Bug(
-        "packing: a response begins where the row is, for its attention",
+        "packing: the heads of the tokens are mixed up when they are copied",
         [("extras/packing.py", "table = x.transpose(1, 2).reshape(R * T, H * P)",
           "table = x.reshape(R * T, H * P)")],
         "tests/extras/test_packing.py::test_rewards_and_gradients_are_those_of_the_padded_form",
@@ -832,7 +838,7 @@ NEW = [
     Bug(
         "LoRA is resumed over another base",
         [("train_rm.py", 'if state["base"] != model.base:', "if False:")],
-        "tests/extras/test_lora.py",
+        "tests/test_resume.py::test_frozen_weights_are_not_taken_from_another_model",
     ),
     Bug(
         "used rows: a token that does not occur gets the first row",
@@ -878,7 +884,8 @@ NEW = [
     ),
     Bug(
         "grouping: another system turn is the same prompt",
-        [("extras/grouping.py", "if field.lower() in PROMPT_FIELDS:", 'if field.lower() == "prompt":')],
+        [("extras/grouping.py", "if field.lower() in PROMPT_FIELDS:",
+          'if field.lower() == "prompt":')],
         "tests/extras/test_grouping.py::"
         "test_messages_are_prompts_too_and_other_system_turns_make_other_prompts",
     ),
@@ -891,8 +898,7 @@ NEW = [
     Bug(
         "yarn: cos and sin do not grow",
         [("extras/rope_scaling.py", 'slow, rope["attention_factor"]', "slow, 1.0")],
-        "tests/extras/test_rope_scaling.py::"
-        "test_hidden_states_and_rewards_equal_those_of_transformers",
+        "tests/extras/test_rope_scaling.py::test_yarn_keeps_fast_pairs_and_slows_slow_ones_down",
     ),
     Bug(
         "a text is rendered with the clock of today",
@@ -901,8 +907,8 @@ NEW = [
     ),
     Bug(
         "templates of tools are not used",
-        [("extras/chat_template.py", 'has_tools = tools is not None and "tool_use" in self.templates',
-          "has_tools = False")],
+        [("extras/chat_template.py", 'tools is not None and "tool_use" in self.templates',
+          "False")],
         "tests/extras/test_chat_template.py::test_rows_with_tools_use_the_template_for_tools",
     ),
     Bug(
@@ -915,7 +921,8 @@ NEW = [
     ),
     Bug(
         "best of a row: a shared first place is a whole win",
-        [("extras/report_details.py", "highest[best].sum() / highest.sum()", "highest[best].sum()")],
+        [("extras/report_details.py", "highest[best].sum() / highest.sum()",
+          "highest[best].sum()")],
         "tests/extras/test_report_details.py::test_the_best_of_a_row_wins_alone_shares_or_loses",
     ),
 ]

@@ -362,7 +362,8 @@ def test_rows_with_tools_use_the_template_for_tools():
     ]
     tokenizer = tokenizer_with(named)
     assert tokenizer.render([user("a")]) == "a</s>"
-    assert tokenizer.render([user("a")], tools=[{"name": "f"}]) == '[{"name": "f"}]a</s>'
+    with_tools = tokenizer.render([user("a")], tools=[{"name": "f"}])
+    assert with_tools == '[{"name": "f"}]a</s>', "a row with tools needs the template tool_use"
 
 
 def test_a_dialogue_that_the_template_refuses_stops_or_is_counted():
