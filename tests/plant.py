@@ -100,7 +100,8 @@ def judged(seconds: float, failed: str, message: str, status: int) -> Result:
 def first_line(message: str) -> str:
     """What a failing test says first. numpy has two lines before it."""
     for line in message.splitlines():
-        line = line.removeprefix("AssertionError: ").removeprefix("AssertionError").strip()
+        for kind in ("AssertionError", ":", "Failed:"):
+            line = line.removeprefix(kind).strip()
         if line and not line.startswith("Not equal to tolerance"):
             return line
     return ""

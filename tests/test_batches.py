@@ -60,7 +60,6 @@ def test_a_prompt_that_is_too_long_loses_its_oldest_tokens_and_nothing_else():
         [*kept], audit = encode([row], tokenizer, longest - excess)
         if not kept:
             break
-        assert audit["prompt_shortened"] == 1
         for before, after in zip(whole.sequences, kept[0].sequences):
             assert after[-1] == 2, "the end token is cut, and the reward is read there"
             response = before[whole.start :].tolist()
@@ -70,6 +69,7 @@ def test_a_prompt_that_is_too_long_loses_its_oldest_tokens_and_nothing_else():
         assert kept[0].start == whole.start - excess, "start is not where the response begins now"
         prompt = text_of(tokenizer, kept[0].sequences[0][: kept[0].start])
         assert prompt.endswith("\nAssistant:"), "the assistant's header is cut"
+        assert audit["prompt_shortened"] == 1, "a prompt was shortened and not counted"
     assert excess == whole.start - 1 - header_tokens, "BOS, header and one token of the prompt stay"
     assert audit["left_out"]["too long"] == 1
 

@@ -75,7 +75,7 @@ def test_rewards_do_not_depend_on_what_shares_a_batch(monkeypatch, pack):
         rewards = score_examples(model, examples, batch_function(pack), 0)
         assert [len(r) for r in rewards] == [len(e.sequences) for e in examples]
         np.testing.assert_allclose(np.concatenate(rewards), alone, atol=1e-5, err_msg=(
-            f"{budget} tokens a batch: rewards have changed, or are in another order"
+            f"{budget} tokens a batch: rewards have changed, are in another order, or left out"
         ))
         for pieces, _ in evaluation.batches_by_length(examples):
             lengths = [len(ids) for piece in pieces for ids in piece.sequences]

@@ -111,7 +111,7 @@ def test_a_mask_that_is_not_ones_then_zeros_is_refused(mask):
     mask = torch.tensor(mask)
     with pytest.raises(ValueError, match="ones then zeros"):
         tiny_model()(torch.zeros_like(mask), mask)
-        pytest.fail("with pads on the left, Σ mask − 1 points into the text: it has to be refused")
+        pytest.fail("with pads on the left, Σ mask − 1 points into the text, or at a pad")
 
 
 # ---------------------------------------------------------------- one text, one reward
@@ -148,7 +148,7 @@ def test_pads_have_no_gradient_and_no_effect():
     rewards = model(input_ids, mask)
     rewards.sum().backward()
     gradient = embedded[0].grad.abs().sum(-1)  # (R, T)
-    assert (gradient[mask == 0] == 0).all(), "a pad changes the reward"
+    assert (gradient[mask == 0] == 0).all(), "a pad changes the reward: does attention see it?"
     assert (gradient[mask == 1] > 0).all(), "a token does not change the reward"
     input_ids[mask == 0] = 399
     assert_close(model(input_ids, mask), rewards, atol=1e-6, rtol=0)

@@ -78,7 +78,8 @@ def test_the_gradient_is_that_of_the_mean_loss_written_plainly(
     loss = loss_written_plainly(model, MIXED, smoothing, centering)
     loss.backward()
     assert means["loss"] == pytest.approx(loss.item(), abs=1e-5), (
-        "do margins, both loss options and the weights of pairs reach the loss?"
+        "not the loss of these rows: are chosen and rejected swapped, or does a margin, the weight "
+        "of a pair or an option not reach the loss?"
     )
     assert_close(found, gradients(model))
 
@@ -177,9 +178,9 @@ def updates():
 
 def test_the_learning_rate_rises_then_falls_to_nothing_along_half_a_cosine():
     rates = [train_rm.learning_rate(step, 200, 2e-3) / 2e-3 for step in range(200)]
-    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10), "5% warmup: ten steps of 200"
+    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10), "5% warmup: ten steps of 200, 0.1 … 1.0"
     cosine = (1 + np.cos(np.pi * np.arange(190) / 190)) / 2
-    assert rates[10:] == pytest.approx(cosine)
+    assert rates[10:] == pytest.approx(cosine), "half a cosine, from the peak down to 0"
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
@@ -193,7 +194,7 @@ def test_the_optimizer_gets_the_learning_rate_of_each_step(
     for step in range(38):
         expected.append(5e-4 * (1 + math.cos(math.pi * step / 38)))
     assert [rate for rates, _ in updates for rate in rates] == pytest.approx(expected), (
-        "one rate for all parameters, one update a step: not one for each micro-batch"
+        "the rate of a step has to reach the optimizer: one a step, not one for each micro-batch"
     )
     assert column(tmp_path / "run", "lr") == pytest.approx(expected)
 

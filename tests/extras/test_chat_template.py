@@ -94,7 +94,7 @@ def test_ids_are_those_of_transformers_up_to_the_end_token(name):
             continue
         ids = tokenizer.encode([tokenizer.render(case["messages"])])[0].tolist()
         theirs = case["ids"]
-        assert ids == theirs[: len(ids)], "another BOS, or another text?"
+        assert ids == theirs[: len(ids)], "another BOS, another text, or text after its end?"
         assert ids[-1] == tokenizer.end_id
         rest = tokenizer.backend.decode(theirs[len(ids) :])
         assert rest in ("", "\n"), "more was cut than the newline after the end token"
