@@ -93,15 +93,16 @@ def report(run):
     return json.loads((run / "report.json").read_text())
 
 
-def assert_close(found, expected, atol=1e-6, rtol=1e-4):
+def assert_close(found, expected, atol=1e-6, rtol=1e-4, message="these differ"):
     """Two dictionaries of tensors. The message has the name of the one that differs."""
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(
-            found[name], expected[name], atol=atol, rtol=rtol, msg=lambda m: f"{name}: {m}"
+            found[name], expected[name], atol=atol, rtol=rtol,
+            msg=lambda m: f"{message}: {name}: {m}",
         )
 
 
-def assert_equal(found, expected):
+def assert_equal(found, expected, message="these differ"):
     """Two dictionaries of tensors, bit for bit."""
-    assert_close(found, expected, atol=0, rtol=0)
+    assert_close(found, expected, atol=0, rtol=0, message=message)

@@ -41,8 +41,7 @@ def test_the_prompt_is_the_same_tokens_in_all_sequences_and_the_response_the_res
     [example], _ = encode([pair("the mat", *answers)], tokenizer)
     prompt = tokenizer.render([{"role": "user", "content": "the mat"}], add_generation_prompt=True)
     for sequence, answer in zip(example.sequences, answers):
-        message = "the model does not read the prompt, or another text than render's"
-        assert text_of(tokenizer, sequence[: example.start]) == prompt, message
+        assert text_of(tokenizer, sequence[: example.start]) == prompt, "the prompt is left out"
         assert text_of(tokenizer, sequence[example.start :]) == " " + answer + "</s>"
 
 
@@ -61,13 +60,16 @@ def test_a_prompt_that_is_too_long_loses_its_oldest_tokens_and_nothing_else():
         [*kept], audit = encode([row], tokenizer, longest - excess)
         if not kept:
             break
-        assert kept[0].start == whole.start - excess
-        assert audit["prompt_shortened"] == 1
         for before, after in zip(whole.sequences, kept[0].sequences):
+            assert after[-1] == 2, "the end token is cut, and the reward is read there"
+            response = before[whole.start :].tolist()
+            assert after[-len(response) :].tolist() == response, "a response is cut"
             assert after[0] == 1, "BOS is lost"
             assert after[1:].tolist() == before[1 + excess :].tolist(), "the wrong tokens were cut"
+        assert kept[0].start == whole.start - excess, "start is not where the response begins now"
         prompt = text_of(tokenizer, kept[0].sequences[0][: kept[0].start])
         assert prompt.endswith("\nAssistant:"), "the assistant's header is cut"
+        assert audit["prompt_shortened"] == 1, "a prompt was shortened and not counted"
     assert excess == whole.start - 1 - header_tokens, "BOS, header and one token of the prompt stay"
     assert audit["left_out"]["too long"] == 1
 
@@ -106,8 +108,10 @@ def test_read_is_kept_plus_left_out_by_reason():
         parse_row({"prompt": "q", "responses": ["a", "b"]}),  # nothing orders them
     ]
     examples, audit = encode(rows, skip_bad_rows=True)
-    problem = "rows that teach nothing are kept, or good ones left out"
-    assert len(examples) == audit["kept"] == audit["pairs"] == 5, problem
+    kept = [[text_of(tiny_tokenizer(), ids) for ids in e.sequences] for e in examples]
+    assert all("same" not in answers[0] for answers in kept), "a pair of equal responses is kept"
+    assert audit["left_out"]["empty response"] == 3, "an empty response is kept"
+    assert len(examples) == audit["kept"] == audit["pairs"] == 5
     assert audit["left_out"] == {
         "malformed": 1,
         "refused by the template": 0,
@@ -118,8 +122,8 @@ def test_read_is_kept_plus_left_out_by_reason():
         "too long": 1,
     }
     assert audit["read"] == len(rows) == audit["kept"] + sum(audit["left_out"].values())
-    assert audit["duplicates"] == 2
-    assert audit["contradictions"] == 1
+    assert audit["duplicates"] == 2, "an equal pair before it makes a pair a duplicate"
+    assert audit["contradictions"] == 1, "its reverse before it makes it a contradiction"
     assert audit["prompt_shortened"] == 1
     assert audit["prompts"] == 2
     text = describe_audit("train", audit)
@@ -184,7 +188,8 @@ def assert_same(one: Example, other: Example):
     assert [ids.tolist() for ids in one.sequences] == [ids.tolist() for ids in other.sequences]
     assert one.pairs() == other.pairs()
     for field in ("scores", "start", "margin", "gold", "prompt"):
-        assert getattr(one, field) == getattr(other, field), field
+        message = f"{field} is lost on the way to the file, or back"
+        assert getattr(one, field) == getattr(other, field), message
 
 
 def test_what_was_written_is_read_back(tmp_path):
@@ -253,7 +258,7 @@ def test_every_row_comes_once_an_epoch_in_steps_of_equal_size(count, batch_size)
             of_step = rows_of_step(rows, step, batch_size, seed=0)
             seen += of_step.tolist()
             sizes.append(len(of_step))
-        assert sorted(seen) == rows.tolist(), "an epoch leaves out rows, or has some twice"
+        assert sorted(seen) == rows.tolist(), "a row is left out of an epoch, or comes twice"
         assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1, sizes
 
 
@@ -331,7 +336,7 @@ def test_a_batch_is_padded_on_the_right_and_its_mask_says_what_is_text():
 
 
 def test_pairs_point_at_the_sequences_of_their_own_row():
-    rows = [pair("r", "yes", "no"), several("q", ["good", "fair", "bad", "awful"], [1, 2, 3, 3])]
+    rows = [several("q", ["good", "fair", "bad", "awful"], [1, 2, 3, 3]), pair("r", "yes", "no")]
     tokenizer = tiny_tokenizer()
     batch = collate(encode(rows, tokenizer)[0], pad_id=0)
     said = []
@@ -341,9 +346,8 @@ def test_pairs_point_at_the_sequences_of_their_own_row():
             ids = batch.input_ids[row][batch.start[row] :]
             texts.append(text_of(tokenizer, ids).partition("</s>")[0].strip())
         said.append(tuple(texts))
-    expected = [("yes", "no"), ("good", "fair"), ("good", "bad"), ("good", "awful"),
-                ("fair", "bad"), ("fair", "awful")]
-    assert said == expected, "responses of other rows are compared"
+    assert said == [("good", "fair"), ("good", "bad"), ("good", "awful"), ("fair", "bad"),
+                    ("fair", "awful"), ("yes", "no")], "responses to other prompts are compared"
 
 
 def test_start_is_where_the_response_begins():
@@ -358,9 +362,10 @@ def test_start_is_where_the_response_begins():
 def test_the_pairs_of_a_row_weigh_one_together_and_have_its_margin():
     rows = [pair("r", "yes", "no"), several("q", ["a", "b", "c"], [1, 2, 3], margin=0.5)]
     batch = collate(encode(rows)[0], pad_id=0)
-    problem = "a row of K responses counts more than once, or less"
-    assert batch.weight.tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3]), problem
-    assert batch.margin.tolist() == [0, 0.5, 0.5, 0.5], "the margin of the row is lost"
+    assert batch.weight.tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3]), (
+        "a prompt counts once: the pairs of a row weigh as much together as one pair"
+    )
+    assert batch.margin.tolist() == [0, 0.5, 0.5, 0.5]
     assert batch.weight.dtype == batch.margin.dtype == torch.float32
 
 

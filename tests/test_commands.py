@@ -75,11 +75,33 @@ def test_rewards_do_not_depend_on_what_shares_a_batch(monkeypatch, pack):
         rewards = score_examples(model, examples, batch_function(pack), 0)
         assert [len(r) for r in rewards] == [len(e.sequences) for e in examples]
         np.testing.assert_allclose(np.concatenate(rewards), alone, atol=1e-5, err_msg=(
-            f"{budget} tokens a batch: rewards have changed, or are in another order"
+            f"{budget} tokens a batch: rewards have changed, are in another order, or left out"
         ))
         for pieces, _ in evaluation.batches_by_length(examples):
             lengths = [len(ids) for piece in pieces for ids in piece.sequences]
             assert len(lengths) == 1 or len(lengths) * max(lengths) <= budget
+
+
+def test_processes_share_an_evaluation_and_count_each_text_once(monkeypatch):
+    """One after the other, without torchrun. The sum over processes is what all of them get."""
+    rows = [{"prompt": "q", "chosen": "the cat", "rejected": "a"}]
+    rows.append({"prompt": "r", "responses": ["a", "the dog", "mat"], "scores": [1, 2, 3]})
+    model, examples = tiny_model(), examples_from(rows)
+    monkeypatch.setattr(evaluation, "TOKENS_PER_BATCH", 1)  # five batches of one text
+    alone = np.concatenate(score_examples(model, examples, batch_function(False), 0))
+    passes, together = [], 0
+    monkeypatch.setattr(evaluation.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(evaluation.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(evaluation.dist, "all_reduce", lambda tensor: None)
+    model.register_forward_hook(lambda *_: passes.append(number))
+    for number in range(2):
+        monkeypatch.setattr(evaluation.dist, "get_rank", lambda: number)
+        rewards = score_examples(model, examples, batch_function(False), 0)
+        together = together + np.concatenate(rewards)
+    np.testing.assert_allclose(together, alone, atol=1e-5, err_msg=(
+        "is the last, incomplete round left out, or filled with a text that counts twice?"
+    ))
+    assert passes == [0, 0, 0, 1, 1, 1], "with unequal passes, a sharded model waits for ever"
 
 
 @pytest.mark.parametrize("options", [[], ["--pack"]])
@@ -99,8 +121,7 @@ def test_report_score_rank_and_the_model_itself_agree(run, tmp_path, options):
     (ranked,) = run_command("rank", run, *options, stdin=json_lines(both))
     expected = {rows[0]["chosen"]: by_call[0], rows[0]["rejected"]: by_call[1]}
     assert dict(zip(ranked["responses"], ranked["rewards"])) == pytest.approx(expected, abs=1e-5)
-    best_first = sorted(ranked["rewards"], reverse=True)
-    assert ranked["rewards"] == best_first, "the best response comes first"
+    assert ranked["rewards"] == sorted(ranked["rewards"], reverse=True), "the best comes first"
     assert [both["responses"][i] for i in ranked["order"]] == ranked["responses"]
 
     saved = run_report(run, write_rows(tmp_path / "pairs.jsonl", rows), *options)
@@ -138,7 +159,9 @@ def test_bfloat16_is_near_float32_and_not_it(run):
     side = json_lines({"prompt": "q", "response": "the cat"})
     (exact,) = run_command("score", run, stdin=side)
     (rounded,) = run_command("score", run, "--bf16", stdin=side)
-    assert 0 < abs(exact["reward"] - rounded["reward"]) < 0.2
+    difference = abs(exact["reward"] - rounded["reward"])
+    assert difference > 0, "without --bf16 it computes in bfloat16 too, or with it in float32"
+    assert difference < 0.2
 
 
 # ---------------------------------------------------------------- score and rank
@@ -351,9 +374,13 @@ def test_fields_of_other_names_can_be_named(run, tmp_path, row):
 
 def test_rank_moves_scores_and_ranks_with_their_responses(run):
     row = {"prompt": "q", "responses": ["dog", "the cat"], "scores": [1, 2], "ranks": [2, 1]}
-    (ranked,) = run_command("rank", run, stdin=json_lines(row))
-    before = dict(zip(row["responses"], row["scores"]))
-    assert dict(zip(ranked["responses"], ranked["scores"])) == before, "labels of other answers"
+    turned = {name: value[::-1] for name, value in row.items()}  # one of the two is sorted
+    scores = dict(zip(row["responses"], row["scores"]))
+    ranks = dict(zip(row["responses"], row["ranks"]))
+    for ranked in run_command("rank", run, stdin=json_lines(row, turned)):
+        message = "responses were sorted, and their labels stayed: they are those of other answers"
+        assert dict(zip(ranked["responses"], ranked["scores"])) == scores, message
+        assert dict(zip(ranked["responses"], ranked["ranks"])) == ranks, message
 
 
 def test_a_text_beside_a_response_is_not_what_is_scored(run):

@@ -44,6 +44,12 @@ def test_text_and_messages_mean_the_same_pair():
     assert text.scores[0] > text.scores[1], "chosen and rejected are swapped"
 
 
+def test_the_parts_of_a_message_are_put_together_as_they_are():
+    parts = [{"type": "text", "text": "the c"}, {"type": "text", "text": "at"}]
+    row = pair([user(parts)], "a", "b")
+    assert row.prompt == [user("the cat")], "nothing belongs between the parts of a text"
+
+
 def test_a_response_may_have_several_turns():
     turns = [assistant("look"), {"role": "tool", "content": "1"}, assistant("good")]
     row = pair("q", turns, "bad")
@@ -56,8 +62,8 @@ def test_scores_and_ranks_order_the_responses_and_rank_1_is_the_best():
     scored, _ = encode([parse_row(row | {"scores": [-1, 7.5, 2]})])
     ranked, _ = encode([parse_row(row | {"ranks": [3, 1, 2]})])
     expected = {(1, 0), (1, 2), (2, 0)}  # good before bad, good before fair, fair before bad
-    assert set(scored[0].pairs()) == expected, "a higher score is better"
-    assert set(ranked[0].pairs()) == expected, "rank 1 is the best"
+    assert set(scored[0].pairs()) == expected, "the highest score is the best"
+    assert set(ranked[0].pairs()) == expected, "rank 1 is the best, not the highest rank"
 
 
 def test_equal_scores_are_no_pair():
@@ -166,7 +172,7 @@ def test_a_bad_row_stops_or_is_counted_and_broken_json_always_stops(tmp_path):
         list(read_rows([file]))
     audit = Audit()
     assert len(list(read_rows([file], skip_bad_rows=True, audit=audit))) == 3
-    assert audit.left_out["malformed"] == 1
+    assert audit.left_out["malformed"] == 1, "a row was skipped and not counted: a silent loss"
     file.write_text('{"prompt": \n')
     with pytest.raises(DataError, match="f.jsonl:1: not JSON"):
         list(read_rows([file], skip_bad_rows=True))
@@ -242,9 +248,9 @@ def test_a_row_that_is_added_moves_hardly_any_other():
 
 def test_the_seed_decides_which_prompts_are_held_out():
     rows = [pair(f"q{i}", "a", "b") for i in range(50)]
-    first, again, other = (split(rows, 0.2, seed=seed) for seed in (1, 1, 2))
-    assert first == again
-    assert first != other, "--seed does not reach the split"
+    first, again, other = (split(rows, 0.2, seed) for seed in (1, 1, 2))
+    assert first == again, "the same seed gives another split"
+    assert first != other, "--seed does not reach the held-out split"
 
 
 def test_without_prompts_a_pair_and_its_contradiction_stay_together():
@@ -322,7 +328,9 @@ def test_an_end_token_that_tokenizer_json_holds_as_ordinary_text_is_one_token():
 def test_the_pad_is_never_the_end_token(pad):
     """transformers looks for the last token that is not a pad: it would miss the end token."""
     tokenizer = tiny_tokenizer(pad_token=pad)
-    assert tokenizer.pad_id != tokenizer.end_id == 2, "pad and end token are one and the same"
+    assert tokenizer.pad_id != tokenizer.end_id == 2, (
+        "the pad is the end token: transformers would read the reward one token early"
+    )
 
 
 def test_a_pad_that_the_model_has_no_embedding_for_is_not_used(tmp_path):
@@ -349,6 +357,19 @@ def test_a_saved_tokenizer_gives_the_same_ids(bos, tmp_path):
         after = encode(rows, tokenizer)[0][0].sequences
         assert [ids.tolist() for ids in after] == [ids.tolist() for ids in before]
         assert tokenizer.max_length == 77
+
+
+def test_a_saved_tokenizer_adds_no_bos_to_that_of_its_template(tmp_path):
+    """transformers renders with the template, and vLLM then encodes with the tokenizer's rules."""
+    tokenizer = tiny_tokenizer(bos=True)
+    text = tokenizer.render([user("hi"), assistant("you")])
+    tokenizer.save(tmp_path, max_length=77)
+    saved = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ids = saved.encode(text, add_special_tokens=True).ids
+    assert ids.count(1) == 1, "served elsewhere, a text would begin with two BOS"
+    assert ids == tokenizer.encode([text])[0].tolist()
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    assert config["add_bos_token"] is False, "served elsewhere, a text would begin with two BOS"
 
 
 @pytest.mark.parametrize("bos", [True, False])

@@ -53,8 +53,12 @@ def test_every_figure_agrees_with_a_computation_by_hand():
         "std_reward": rewards.std(),
         "length_correlation": np.corrcoef(rewards.ravel(), lengths.ravel())[0, 1],
     }
+    one = examples_from([{"prompt": "q", "chosen": "long " * 9, "rejected": "x"}])
+    of_one = report([np.array([1.0, 0.0])], one)
+    assert of_one["accuracy"] == 1, "chosen and rejected are swapped in the report"
+    assert of_one["longer_wins_accuracy"] == 1, "this baseline counts the shorter response"
     for name, value in expected.items():
-        assert figures[name] == pytest.approx(value, rel=1e-5), name
+        assert figures[name] == pytest.approx(value, rel=1e-5), f"{name}, computed by hand"
     low, high = figures["accuracy_ci95"]
     prompts = np.array([example.prompt for example in examples])
     assert [low, high] == bootstrap_interval(accuracy_of(gaps), prompts)
@@ -100,15 +104,16 @@ def test_calibration_agrees_with_a_computation_by_hand():
         assert line["to"] == pytest.approx(0.5 + (number + 1) / 20)
         ece += len(bins[number]) / len(gaps) * abs(confidence - accuracy)
     assert len(result["table"]) == len(bins) == 10
-    assert result["ece"] == pytest.approx(ece), "does each bin weigh as much as it has pairs?"
+    assert result["ece"] == pytest.approx(ece), "a bin weighs as much as it has pairs"
 
 
 def test_the_temperature_has_the_least_loss_on_its_grid_and_undoes_a_scale():
     gaps = np.random.default_rng(1).normal(1, 2, size=500)
     temperature = calibration(gaps)["temperature"]
     losses = {T: np.logaddexp(0, -gaps / T).mean() for T in np.arange(0.5, 9, 0.01)}
-    best = min(losses, key=losses.get)
-    assert temperature == pytest.approx(best, rel=0.01), "gaps are divided by the temperature"
+    assert temperature == pytest.approx(min(losses, key=losses.get), rel=0.01), (
+        "not the T with the least loss of gap / T: is it upside down?"
+    )
     assert calibration(3 * gaps)["temperature"] == pytest.approx(3 * temperature, rel=0.011)
 
 
@@ -163,6 +168,7 @@ def test_a_reward_that_is_not_a_number_is_refused_and_not_counted_as_wrong(bad):
     rewards = [np.zeros(2), np.array([bad, 0.0]), np.zeros(2)]
     with pytest.raises(DataError, match="row 2: a reward is not a finite number"):
         report(rewards, examples_from(toy_rows(3)))
+        pytest.fail("NaN compares as not larger: it was counted as a wrong answer")
     model = tiny_model()
     torch.nn.init.constant_(model.score.weight, bad)
     with pytest.raises(DataError, match="row 1: a reward is not a finite number"):

@@ -52,7 +52,8 @@ def held_out(monkeypatch):
 def assert_saved(run, tensors):
     """The trained parameters in the saved model."""
     saved = load_file(run / "model.safetensors")
-    assert_equal({name: saved[name] for name in tensors}, tensors)
+    message = "the saved model is not the one with the lowest held-out loss (or --keep last)"
+    assert_equal({name: saved[name] for name in tensors}, tensors, message)
 
 
 def same_files(a, b):
@@ -166,7 +167,9 @@ def test_patience_ends_a_run_after_so_many_evaluations_without_a_lower_loss(
     args = [*SIX, "--patience", patience, "--output", tmp_path / "run"]
     status, out, err = train(folder, *args)
     assert status == 0, err
-    assert report(tmp_path / "run")["step"] == kept
+    assert report(tmp_path / "run")["step"] == kept, (
+        "did it end too early? Any of the last evaluations may have the lower loss"
+    )
     ended_early = f"{patience} evaluations without a lower held-out loss" in out
     assert ended_early == (last < 6), "it says why it ended"
     until = [line for line in metrics(tmp_path / "whole") if line["step"] <= last]

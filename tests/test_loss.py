@@ -9,6 +9,7 @@ from loss import bradley_terry_loss, pairwise_correct
 
 LOG_2 = math.log(2)
 BAD_SHAPES = "equal, non-empty shapes"
+BROADCAST = "unequal shapes were broadcast: answers to different questions are compared"
 
 
 def rewards(*values):
@@ -54,7 +55,7 @@ def test_loss_agrees_with_float64_at_any_gap(gap):
 def test_loss_of_bfloat16_rewards_is_computed_in_float32():
     r_chosen = torch.tensor([5.0, -300.0], dtype=torch.bfloat16)
     losses = bradley_terry_loss(r_chosen, torch.zeros_like(r_chosen))
-    assert losses.dtype == torch.float32, "computed in half precision: small gaps vanish"
+    assert losses.dtype == torch.float32, "computed in bfloat16, a small gap is lost"
     assert_equal(losses, in_float64([5, -300]))
 
 
@@ -137,7 +138,7 @@ def test_margin_is_a_gap_that_has_to_be_won_first():
 def test_label_smoothing_is_the_expected_loss_over_flipped_labels():
     losses = bradley_terry_loss(rewards(1.7), rewards(0.0), label_smoothing=0.2)
     as_labelled, flipped = in_float64(1.7), in_float64(-1.7)
-    message = "is ε the share of flipped labels? Is it there once, and on the flipped term?"
+    message = "0.2 of the labels are flipped: is the wrong term weighed, or one of them twice?"
     assert_equal(losses, 0.8 * as_labelled + 0.2 * flipped, message)
 
 
@@ -152,7 +153,7 @@ def test_a_flipped_label_with_a_margin_is_lost_by_the_margin():
     margin = torch.tensor([0.5])
     losses = bradley_terry_loss(rewards(1.0), rewards(0.0), margin, label_smoothing=0.3)
     as_labelled, flipped = in_float64(1.0 - 0.5), in_float64(-1.0 - 0.5)
-    message = "of a flipped label the rejected response has to win by the margin"
+    message = "in a flipped label the other response has to win by the margin"
     assert_equal(losses, 0.7 * as_labelled + 0.3 * flipped, message)
 
 
@@ -160,7 +161,7 @@ def test_centering_adds_the_square_of_the_sum():
     r_chosen, r_rejected = rewards(3.0), rewards(1.0)
     plain = bradley_terry_loss(r_chosen, r_rejected)
     centered = bradley_terry_loss(r_chosen, r_rejected, centering=0.01)
-    message = "λ (r_w + r_l)²: is it the sum, and is it squared?"
+    message = "centering pulls the SUM of both rewards to 0; their difference is what is learned"
     assert_equal(centered, plain.detach() + 0.01 * 4**2, message)
 
 
@@ -172,10 +173,13 @@ def test_unequal_shapes_are_refused_not_broadcast(shape):
     three, other = torch.zeros(3), torch.zeros(shape)
     with pytest.raises(ValueError, match=BAD_SHAPES):
         bradley_terry_loss(three, other)
+        pytest.fail(BROADCAST)
     with pytest.raises(ValueError, match=BAD_SHAPES):
         bradley_terry_loss(three, three, margin=other)
+        pytest.fail(BROADCAST)
     with pytest.raises(ValueError, match=BAD_SHAPES):
         pairwise_correct(three, other)
+        pytest.fail(BROADCAST)
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 1), ()])

@@ -59,13 +59,14 @@ def test_the_reward_is_the_head_applied_to_the_last_valid_hidden_state():
     model, texts = tiny_model(), random_texts(1, 6, 19, 20)
     input_ids, mask = pad_right(texts, PAD)
     rewards = model(input_ids, mask)
+    assert rewards.shape == (4,), "one number for each sequence: (N, 1) would be broadcast later"
     hidden = model.model(input_ids, PADDED)
     weight, bias = model.score.weight[0], model.score.bias[0]
     assert bias != 0
     for row, ids in enumerate(texts):
         by_hand = hidden[row, len(ids) - 1] @ weight + bias
-        problem = "is it another token's state, is the bias missing, or is there dropout?"
-        assert_close(rewards[row], by_hand, atol=1e-6, rtol=0, msg=problem)
+        message = "not wᵀ h + b at the last valid token: is another token read, or b left out?"
+        assert_close(rewards[row], by_hand, atol=1e-6, rtol=0, msg=message)
 
 
 def test_every_reward_goes_through_the_gather(monkeypatch):
@@ -110,6 +111,7 @@ def test_a_mask_that_is_not_ones_then_zeros_is_refused(mask):
     mask = torch.tensor(mask)
     with pytest.raises(ValueError, match="ones then zeros"):
         tiny_model()(torch.zeros_like(mask), mask)
+        pytest.fail("with pads on the left, Σ mask − 1 points into the text, or at a pad")
 
 
 # ---------------------------------------------------------------- one text, one reward
@@ -146,7 +148,7 @@ def test_pads_have_no_gradient_and_no_effect():
     rewards = model(input_ids, mask)
     rewards.sum().backward()
     gradient = embedded[0].grad.abs().sum(-1)  # (R, T)
-    assert (gradient[mask == 0] == 0).all(), "a pad changes the reward"
+    assert (gradient[mask == 0] == 0).all(), "a pad changes the reward: does attention see it?"
     assert (gradient[mask == 1] > 0).all(), "a token does not change the reward"
     input_ids[mask == 0] = 399
     assert_close(model(input_ids, mask), rewards, atol=1e-6, rtol=0)
@@ -264,8 +266,8 @@ def test_rewards_survive_saving_and_loading_bit_for_bit(run):
     batch = pad_right(random_texts(8, 30), PAD)
     model = RewardModel.from_pretrained(run)
     assert model.head_origin == "kept"
-    same = torch.equal(model(*batch), tiny_model()(*batch))
-    assert same, "is the head drawn anew when it is loaded, or its bias not saved?"
+    message = "the opened model has other rewards: was a new head drawn when it was loaded?"
+    assert torch.equal(model(*batch), tiny_model()(*batch)), message
 
 
 def test_a_checkpoint_of_several_files_is_the_same_model(tmp_path, monkeypatch):
@@ -284,14 +286,16 @@ def test_a_bias_of_zero_is_left_out_because_transformers_has_none(tmp_path):
         model = tiny_model()
         torch.nn.init.constant_(model.score.bias, bias)
         run = save_run(tmp_path, model, tiny_tokenizer())
-        assert ("score.bias" in load_file(run / "model.safetensors")) == (bias != 0)
+        is_saved = "score.bias" in load_file(run / "model.safetensors")
+        assert is_saved == (bias != 0), "a bias other than 0 has to be saved, and one of 0 left out"
         assert RewardModel.from_pretrained(run).score.bias.item() == bias
 
 
 def test_the_saved_config_has_one_label_and_no_sigmoid(run):
     config_json = read_json(run / "config.json")
     assert config_json["architectures"] == ["LlamaForSequenceClassification"]
-    assert config_json["id2label"] == {"0": "reward"} and config_json["num_labels"] == 1
+    message = "without one label transformers makes a head of two, and its numbers are random"
+    assert config_json.get("id2label") == {"0": "reward"}, message
     assert config_json["problem_type"] == "regression"
     assert config_json["pad_token_id"] not in (None, END)
 
@@ -352,7 +356,8 @@ def test_bfloat16_files_are_float32_in_memory_but_for_frozen_weights(run):
         assert torch.equal(parameter.float(), rounded[name].float()), name
     # A table in bfloat16 changes nothing but memory: hidden states are float32 from there on.
     ids = text(5, 6, END)
-    assert torch.equal(alone(model, ids), alone(RewardModel.from_pretrained(run), ids))
+    message = "is the sum that every layer adds to kept in bfloat16, the type of the table?"
+    assert torch.equal(alone(model, ids), alone(RewardModel.from_pretrained(run), ids)), message
 
 
 @pytest.mark.parametrize("change, message", [
@@ -368,6 +373,7 @@ def test_tensors_that_do_not_fit_are_named_in_one_line(run, change, message):
     edit(run, **change)
     with pytest.raises(CheckpointError, match=message) as caught:
         open_model(run)
+        pytest.fail("a tensor is missing or left over, and the model opens: a part of it is random")
     assert "\n" not in str(caught.value)
 
 

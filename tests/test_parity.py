@@ -12,9 +12,9 @@ from conftest import FIXTURES, SHARED, TINY, needs_shared, tiny_model
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from model import FAMILIES, PADDED, Attention, CheckpointError, RewardModel
+from model import FAMILIES, MLP, PADDED, Attention, CheckpointError, RewardModel, RMSNorm
 from model import default_frequencies, open_model, read_config, read_json, rope_type
-from model import rotary_tables
+from model import rotary_tables, rotate
 
 
 def fixtures_of(model_types, rope_types) -> list[str]:
@@ -54,8 +54,9 @@ def outputs(case: str, tokens: int, model: RewardModel | None = None):
 def assert_parity(case: str, tokens: int = 40, model: RewardModel | None = None) -> None:
     for ours, theirs in outputs(case, tokens, model):
         assert theirs.abs().max() > 0.1, "two tensors of zeros would agree too"
-        problem = f"{case}: another arithmetic: norms, rotary turns, attention, MLP, or residuals?"
-        assert_close(ours, theirs, atol=1e-5, rtol=0, msg=lambda text: f"{problem} {text}")
+        assert_close(ours, theirs, atol=1e-5, rtol=0, msg=lambda m: (
+            f"hidden states or rewards are not those of transformers: {m}"
+        ))
 
 
 def assert_no_parity(case: str, tokens: int, model: RewardModel | None = None) -> None:
@@ -121,6 +122,62 @@ def test_attention_written_plainly():
             expected[0, head, t] = attention.softmax(0) @ v[0, shared, seen]
     message = "does a token see later ones? Do neighbouring query heads share a key/value head?"
     assert_close(PADDED.attend(q, k, v), expected, atol=1e-5, rtol=0, msg=message)
+
+
+def test_the_heads_of_attention_lie_side_by_side():
+    torch.manual_seed(0)
+    config = read_config(TINY)
+    attention, x = Attention(config), torch.randn(1, 5, 16)
+    mixed = []  # what o_proj gets
+    attention.o_proj.register_forward_pre_hook(lambda module, inputs: mixed.append(inputs[0]))
+    attention(x, *rotary_tables(config, torch.zeros(5)), PADDED)  # position 0: nothing turns
+    q = attention.q_proj(x)[0]  # (T, H · P)
+    k, v = attention.k_proj(x)[0], attention.v_proj(x)[0]  # (T, G · P) each
+    for head in range(4):
+        of_q = slice(6 * head, 6 * head + 6)
+        of_k = slice(6 * (head // 2), 6 * (head // 2) + 6)
+        for t in range(5):
+            weights = (k[: t + 1, of_k] @ q[t, of_q] / math.sqrt(6)).softmax(0)
+            expected = weights @ v[: t + 1, of_k]
+            message = f"head {head}, token {t}: are the heads of a token not put side by side?"
+            assert_close(mixed[0][0, t, of_q], expected, atol=1e-5, rtol=0, msg=message)
+
+
+def test_rotary_positions_turn_the_two_halves_of_a_head_against_each_other():
+    x = torch.arange(1.0, 7.0).view(1, 1, 1, 6)
+    quarter = torch.zeros(1, 6), torch.ones(1, 6)  # cos and sin of 90 degrees
+    message = "(x_i, x_{i+P/2}) is a pair in Hugging Face's files, not two neighbours"
+    assert rotate(x, *quarter).flatten().tolist() == [-4, -5, -6, 1, 2, 3], message
+
+
+def test_rms_norm_written_plainly():
+    norm = RMSNorm(3, eps=0.5)
+    norm.weight.data = torch.tensor([1.0, 2.0, 3.0])
+    x = [0.1, -0.2, 0.3]
+    rms = math.sqrt((0.01 + 0.04 + 0.09) / 3 + 0.5)
+    expected = [1 * 0.1 / rms, 2 * -0.2 / rms, 3 * 0.3 / rms]
+    found = norm(torch.tensor(x)).tolist()
+    assert found == pytest.approx(expected), "eps is added to the mean square, under the root"
+
+
+def test_the_mlp_is_down_of_silu_of_gate_times_up():
+    torch.manual_seed(0)
+    mlp, x = MLP(read_config(TINY)), torch.randn(1, 1, 16)
+    gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+    expected = mlp.down_proj(gate * torch.sigmoid(gate) * up)
+    assert_close(mlp(x), expected, msg="silu belongs to gate_proj, not to up_proj")
+
+
+def test_a_layer_adds_what_attention_and_mlp_make_of_normed_states():
+    model, ids = tiny_model(num_hidden_layers=1), torch.arange(3, 15)[None]
+    layer, tables = model.model.layers[0], rotary_tables(model.config, torch.arange(12))
+    for norm in (layer.input_layernorm, layer.post_attention_layernorm, model.model.norm):
+        torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    x = model.model.embed_tokens(ids)
+    x = x + layer.self_attn(layer.input_layernorm(x), *tables, PADDED)
+    x = x + layer.mlp(layer.post_attention_layernorm(x))
+    message = "is one of the three norms left out, or the sum not x + f(norm(x))?"
+    assert_close(model.model(ids, PADDED), model.model.norm(x), msg=message)
 
 
 def test_attention_depends_on_distances_not_on_positions():
@@ -221,6 +278,7 @@ def test_ours_to_transformers_and_back_changes_no_reward(tmp_path):
 def test_what_would_change_the_arithmetic_is_named_and_refused(settings, message):
     with pytest.raises(CheckpointError, match="^config.json: .*" + message):
         read_config(TINY | settings)
+        pytest.fail(f"{settings} was taken: is a setting guessed, or read and not computed?")
 
 
 def test_both_spellings_of_rope_mean_the_same():
@@ -252,7 +310,9 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 ])
 def test_a_window_limits_the_length_only_where_it_is_in_use(family, settings, expected):
     config = read_config(TINY | {"model_type": family} | settings)
-    assert config.max_length == expected
+    assert config.max_length == expected, (
+        "beyond a window that is in use, other tokens are seen than in transformers"
+    )
 
 
 def test_a_config_that_cannot_be_read_is_named(tmp_path):

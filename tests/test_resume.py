@@ -49,13 +49,83 @@ def read_checkpoint(run):
 
 def assert_same_run(found, expected):
     """The same weights, log, report, and checkpoint (AdamW's moments are there): bit for bit."""
-    assert metrics(found) == metrics(expected)
-    assert_equal(weights(found), weights(expected))
+    assert metrics(found) == metrics(expected), "the log of the resumed run is another one"
+    assert_equal(weights(found), weights(expected), "the resumed run learned something else")
     assert report(found) == report(expected)
     tensors, state = read_checkpoint(found)
     expected_tensors, expected_state = read_checkpoint(expected)
     assert state == expected_state
     assert_equal(tensors, expected_tensors)
+
+
+# ---------------------------------------------------------------- what is put back
+
+
+def one_step(model, optimizer):
+    """Any step of AdamW: every parameter then has moments."""
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+def test_a_checkpoint_puts_back_all_that_the_next_step_depends_on(tmp_path):
+    model = tiny_model()
+    optimizer = train_rm.make_optimizer(model, 0.1, 0.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7)
+    for _ in range(3):
+        one_step(model, optimizer)
+    train_rm.save_checkpoint(tmp_path, 3, model, optimizer, scaler, [{"loss": 0.5}])
+
+    again = tiny_model(seed=1)
+    its_optimizer = train_rm.make_optimizer(again, 0.1, 0.0)
+    its_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    step, since_log = train_rm.load_checkpoint(tmp_path, again, its_optimizer, its_scaler)
+    assert step == 3, "the number of steps that were done"
+    assert since_log == [{"loss": 0.5}], "the means since the last log line are lost"
+    assert_equal(again.state_dict(), model.state_dict(), "weights are not put back")
+    for parameter, its in zip(model.parameters(), again.parameters()):
+        found, expected = its_optimizer.state[its], optimizer.state[parameter]
+        assert_equal(found, expected, "a moment of AdamW, or its count of steps, is not put back")
+    its_scaler.scale(torch.ones(()))  # a scaler makes its tensor in the first call
+    assert its_scaler.get_scale() == 2.0**7, "the loss scale of float16 is not put back"
+
+
+def test_a_resumed_run_goes_through_the_rows_that_the_stopped_one_had_left(
+    folder, tmp_path, monkeypatch
+):
+    taken, rows_of_step = [], train_rm.rows_of_step
+
+    def watched(*args):
+        numbers = rows_of_step(*args)
+        taken.extend(numbers.tolist())
+        return numbers
+
+    monkeypatch.setattr(train_rm, "rows_of_step", watched)
+    with monkeypatch.context() as patch:
+        signal_in_step(patch, signal.SIGINT, 2)
+        assert train(folder, "--output", tmp_path / "run")[0] == 130  # 3 steps are an epoch
+    assert command(train_rm.main, "--resume", tmp_path / "run")[0] == 0
+    assert sorted(taken) == list(range(21)), "rows are repeated, or left out, after resuming"
+
+
+def test_log_lines_up_to_the_checkpoint_stay_and_later_ones_go(tmp_path):
+    write_rows(tmp_path / "metrics.jsonl", [{"step": step} for step in (4, 6, 8)])
+    train_rm.keep_lines(tmp_path / "metrics.jsonl", until=6)
+    kept = [line["step"] for line in metrics(tmp_path)]
+    assert kept == [4, 6], "step 6 is done, and its line stays; step 8 will be done again"
+
+
+def test_frozen_weights_are_not_taken_from_another_model(folder, tmp_path, monkeypatch):
+    """With LoRA a checkpoint holds the factors alone. The base is read again."""
+    base = save_run(tmp_path / "base", tiny_model(), tiny_tokenizer(), 256)
+    args = ["--model", base, "--lora-rank", 2, "--max-steps", 4, "--output", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        signal_in_step(patch, signal.SIGINT, 2)
+        assert train(folder, *args)[0] == 130
+    save_run(base, tiny_model(seed=1), tiny_tokenizer(), 256)  # somebody trained it further
+    status, _, err = command(train_rm.main, "--resume", tmp_path / "run")
+    assert status == 2, "factors that were trained on one base were put on another one"
+    assert "is another model than at the first start" in err, err
 
 
 # ---------------------------------------------------------------- stopped and resumed
@@ -131,7 +201,9 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(
     signal_in_step(monkeypatch, getattr(signal, name), 2)
     status, _, err = train(folder, "--max-steps", 5, "--output", tmp_path / "run")
     assert status == expected and err == ""
-    assert read_checkpoint(tmp_path / "run")[1]["step"] == 2
+    assert read_checkpoint(tmp_path / "run")[1]["step"] == 2, (
+        "a checkpoint has the number of steps that are done: resumed, it would repeat one"
+    )
     assert signal.getsignal(signal.SIGTERM) is before, "outside training signals act as before"
 
 
@@ -269,7 +341,8 @@ def test_where_and_how_a_run_computes_may_change_when_it_is_resumed(
 def test_what_would_change_the_run_is_refused_when_it_is_resumed(args, message, stopped):
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
     status, _, err = command(train_rm.main, "--resume", stopped, *args)
-    assert status == 2 and message in err.splitlines()[-1], err
+    assert status == 2, f"{args} was taken: half of the run would be another run"
+    assert message in err.splitlines()[-1], err
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 
@@ -345,7 +418,8 @@ def test_a_step_without_a_number_stops_the_run_with_all_that_was_before(
     with monkeypatch.context() as patch:
         break_step(patch, step, not_a_number)
         status, _, err = train(folder, *args, "--output", run)
-    assert status == 2 and err.count("\n") == 1, err
+    assert status == 2, "a step that is NaN was taken: all weights are NaN from there on"
+    assert err.count("\n") == 1, err
     assert err.startswith(f"train_rm.py: step {step} ") and "loss is nan" in err, err
 
     examples = Examples(run / "tokens")
@@ -377,7 +451,9 @@ def test_an_overflow_in_float16_halves_the_scale_and_the_run_continues(
     args = ["--fp16", "--max-steps", 4, "--save-steps", 3, "--output", tmp_path / "run"]
     status, _, err = train(folder, *args)
     assert status == 0, err
-    assert read_checkpoint(tmp_path / "run")[1]["scaler"]["scale"] == 2.0**123
+    assert read_checkpoint(tmp_path / "run")[1]["scaler"]["scale"] == 2.0**123, (
+        "the scale has to be halved after each overflow, or no step will ever be taken"
+    )
     assert column(tmp_path / "run", "grad_norm") == [None] * 4, "JSON has no infinity"
     assert_equal(weights(tmp_path / "run"), weights(folder / "tiny"))  # no step was taken
 

@@ -33,7 +33,8 @@ def test_the_seed_decides_the_weights_that_a_model_from_scratch_starts_with(fold
         args = [*SMALL, *data, *STILL, "--seed", seed, "--output", tmp_path / name]
         assert command(train_rm.main, *args)[0] == 0
     files = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("a", "again", "other")]
-    assert files[0] == files[1] != files[2]
+    assert files[0] == files[1], "the same seed gives other weights"
+    assert files[1] != files[2], "--seed does not reach the weights"
 
 
 def test_logged_numbers_are_means_over_all_pairs_since_the_last_line(folder, tmp_path, monkeypatch):
@@ -47,7 +48,9 @@ def test_logged_numbers_are_means_over_all_pairs_since_the_last_line(folder, tmp
     assert [(line["step"], line["epoch"]) for line in lines] == [(3, 1), (6, 2)]
     for line in lines:
         for name in ("loss", "accuracy", "mean_margin"):
-            assert line[name] == pytest.approx(of_run[name], abs=1e-5), name
+            assert line[name] == pytest.approx(of_run[name], abs=1e-5), (
+                f"{name} in the log is not the mean over all steps since the last line"
+            )
         mean = (of_run["mean_chosen"] + of_run["mean_rejected"]) / 2
         assert line["mean_reward"] == pytest.approx(mean, abs=1e-5)
 
@@ -62,7 +65,9 @@ def test_evaluations_during_training_are_reports_on_the_held_out_rows(folder, tm
     lines = [line for line in metrics(tmp_path / "run") if "eval_loss" in line]
     assert [line["step"] for line in lines] == [2, 4, 5], "every two steps, and at the end"
     for line in lines:
-        assert line["eval_loss"] == pytest.approx(held_out["loss"], abs=1e-5)
+        assert line["eval_loss"] == pytest.approx(held_out["loss"], abs=1e-5), (
+            "not the loss of the held-out rows: are the rows evaluated that it trains on?"
+        )
         assert line["eval_loss"] != pytest.approx(trained_on["loss"], abs=1e-2)
         assert line["eval_accuracy"] == pytest.approx(held_out["accuracy"])
         assert line["eval_accuracy_ci95"] == pytest.approx(held_out["accuracy_ci95"])
@@ -85,6 +90,7 @@ def test_no_prompt_is_both_trained_on_and_held_out(tmp_path, monkeypatch):
     backend = train_rm.Tokenizer.from_folder(run).backend
     trained_on = {backend.decode(ids).split("\n")[0].removeprefix("User: ") for ids in seen}
     held_out = {row["prompt"] for row in read_lines(run / "held_out.jsonl")}
+    assert not trained_on & held_out, "a held-out prompt was trained on"
     assert len(held_out) == 6 and trained_on == {row["prompt"] for row in rows} - held_out
     assert len(read_lines(run / "held_out.jsonl")) == 18, "a prompt is held out with all its rows"
 
@@ -99,7 +105,8 @@ def test_a_pretrained_head_is_kept_and_a_language_model_gets_a_new_one(folder, t
         status, out, err = train(folder, *args)
         assert status == 0 and f"value head {said}" in out, err
     heads = [load_file(tmp_path / name / "model.safetensors") for name in ("kept", "new")]
-    assert torch.equal(heads[0]["score.weight"], model.score.weight)
+    message = "training started with a new head, and forgot the one that was trained before"
+    assert torch.equal(heads[0]["score.weight"], model.score.weight), message
     assert not torch.equal(heads[1]["score.weight"], model.score.weight)
 
 
@@ -246,7 +253,7 @@ def test_evaluations_and_checkpoints_come_at_the_steps_asked_for(folder, tmp_pat
     assert saved == [3, 6]
     assert [path.name for path in train_rm.checkpoints(tmp_path / "run")] == [
         "checkpoint-6.safetensors"
-    ], "the older one is removed"
+    ], "the newest checkpoint is kept, and the older one removed"
 
 
 def test_an_earlier_run_is_moved_aside_and_never_lost(folder, tmp_path):

@@ -78,7 +78,8 @@ def test_the_gradient_is_that_of_the_mean_loss_written_plainly(
     loss = loss_written_plainly(model, MIXED, smoothing, centering)
     loss.backward()
     assert means["loss"] == pytest.approx(loss.item(), abs=1e-5), (
-        "do margins, both loss options and the weights of pairs reach the loss?"
+        "not the loss of these rows: are chosen and rejected swapped, or does a margin, the weight "
+        "of a pair or an option not reach the loss?"
     )
     assert_close(found, gradients(model))
 
@@ -91,8 +92,12 @@ def test_accumulation_takes_the_step_of_the_big_batch(accumulation, tmp_path):
     cut = ["--gradient-accumulation-steps", accumulation]
     whole, means = gradient_of_the_loop(model, examples, options(*of_loss))
     pieces, means_of_pieces = gradient_of_the_loop(model, examples, options(*of_loss, *cut))
-    assert_close(pieces, whole)
-    assert means_of_pieces == pytest.approx(means, abs=1e-5)
+    assert_close(pieces, whole, message=(
+        "cut into micro-batches, a step has another gradient: a pair weighs more, or less"
+    ))
+    assert means_of_pieces == pytest.approx(means, abs=1e-5), (
+        "what is logged is not the mean over all micro-batches of the step"
+    )
 
 
 def test_a_step_is_cut_into_as_many_forward_passes_as_asked_for(folder, tmp_path, monkeypatch):
@@ -130,6 +135,26 @@ def test_recomputing_layers_takes_the_same_step_and_keeps_less(form, folder, tmp
     assert kept[1] < 0.7 * kept[0], "nothing was saved: does the option reach the decoder?"
 
 
+def test_processes_with_unequal_shares_take_the_step_of_one(tmp_path, monkeypatch):
+    """One after the other, without torchrun. DDP then averages the gradients of all of them."""
+    model, examples = tiny_model(), write_examples(tmp_path / "tokens", MIXED)
+    whole, means = gradient_of_the_loop(model, examples, options())
+    monkeypatch.setattr(train_rm, "process_count", lambda: 2)
+    monkeypatch.setattr(train_rm.dist, "all_reduce", lambda tensor: None)
+    of_processes = []
+    for number in range(2):  # 3 rows and 2 rows
+        monkeypatch.setattr(train_rm, "process_number", lambda: number)
+        of_processes.append(gradient_of_the_loop(model, examples, options()))
+    (first, its_means), (second, means_of_second) = of_processes
+    averaged = {name: (first[name] + second[name]) / 2 for name in whole}
+    assert_close(averaged, whole, message=(
+        "averaged over processes, the gradient is not that of the mean over all rows: does each "
+        "row count once, and is it multiplied by the number of processes?"
+    ))
+    for name, mean in means.items():
+        assert its_means[name] + means_of_second[name] == pytest.approx(mean, abs=1e-5), name
+
+
 # ---------------------------------------------------------------- the update
 
 
@@ -153,9 +178,9 @@ def updates():
 
 def test_the_learning_rate_rises_then_falls_to_nothing_along_half_a_cosine():
     rates = [train_rm.learning_rate(step, 200, 2e-3) / 2e-3 for step in range(200)]
-    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10), "5% warmup: ten steps of 200"
+    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10), "5% warmup: ten steps of 200, 0.1 … 1.0"
     cosine = (1 + np.cos(np.pi * np.arange(190) / 190)) / 2
-    assert rates[10:] == pytest.approx(cosine)
+    assert rates[10:] == pytest.approx(cosine), "half a cosine, from the peak down to 0"
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
@@ -169,7 +194,7 @@ def test_the_optimizer_gets_the_learning_rate_of_each_step(
     for step in range(38):
         expected.append(5e-4 * (1 + math.cos(math.pi * step / 38)))
     assert [rate for rates, _ in updates for rate in rates] == pytest.approx(expected), (
-        "one rate for all parameters, one update a step: not one for each micro-batch"
+        "the rate of a step has to reach the optimizer: one a step, not one for each micro-batch"
     )
     assert column(tmp_path / "run", "lr") == pytest.approx(expected)
 
@@ -183,7 +208,9 @@ def test_the_gradient_is_clipped_to_max_grad_norm_before_the_update(
     logged = column(tmp_path / "run", "grad_norm")
     assert min(logged) > 0.1, "this test needs gradients that are larger than the small limit"
     expected = [min(norm, limit) for norm in logged]
-    assert [norm for _, norm in updates] == pytest.approx(expected, rel=1e-4)
+    assert [norm for _, norm in updates] == pytest.approx(expected, rel=1e-4), (
+        "the gradient that the update gets is not clipped to --max-grad-norm"
+    )
 
 
 def test_accumulation_changes_no_logged_number_while_clipping_is_active(
@@ -219,7 +246,9 @@ def test_weight_decay_pulls_on_matrices_and_on_nothing_else(decay):
     optimizer.step()  # without a gradient, AdamW does nothing but decay
     for name, tensor in model.state_dict().items():
         factor = 1 - 0.1 * decay if tensor.ndim == 2 else 1.0
-        torch.testing.assert_close(tensor, factor * before[name], msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(tensor, factor * before[name], msg=lambda m: (
+            f"--weight-decay pulls on matrices and on nothing else, but {name}: {m}"
+        ))
 
 
 def test_the_optimizer_is_adamw_with_the_betas_of_the_file_and_every_trained_parameter():
@@ -242,7 +271,7 @@ def test_the_bias_trains_only_where_the_centering_penalty_gives_it_a_gradient(
     args = ["--center-rewards-coefficient", coefficient, "--lr", 1e-3, "--epochs", 4]
     assert train(folder, *data, *args, "--output", tmp_path / "run")[0] == 0
     bias = RewardModel.from_pretrained(tmp_path / "run").score.bias.item()
-    assert (bias != 0.25) == moves, "0.25 is what it was before"
+    assert (bias != 0.25) == moves, "the bias cancels: only the centering penalty may train it"
 
 
 def test_centering_keeps_rewards_around_0(folder, tmp_path, every_step):

@@ -71,7 +71,9 @@ def test_an_adapter_has_the_rewards_that_peft_computes(name):
     base = FIXTURES / BASES[name]
     expected = load_file(ADAPTERS / name / "expected.safetensors")
     rewards = rewards_of(ADAPTERS / name, expected, base)
-    torch.testing.assert_close(rewards, expected["rewards"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(rewards, expected["rewards"], atol=1e-5, rtol=0, msg=lambda m: (
+        f"not PEFT's rewards: is s = α/r (with rslora α/√r), and the head the adapter's? {m}"
+    ))
     without = rewards_of(base, expected)
     assert (rewards - without).abs().max() > 0.1, "the same without the adapter: nothing is proved"
 
@@ -362,7 +364,10 @@ def trained(tmp_path_factory):
 def test_a_lora_run_leaves_an_adapter_with_the_rewards_of_the_run(trained):
     merged = rewards(trained / "run")
     assert (merged - rewards(trained / "tiny")).abs().max() > 0.01, "training changed nothing"
-    torch.testing.assert_close(rewards(trained / "run" / "adapter"), merged, atol=1e-5, rtol=0)
+    of_adapter = rewards(trained / "run" / "adapter")
+    torch.testing.assert_close(of_adapter, merged, atol=1e-5, rtol=0, msg=lambda m: (
+        f"the adapter has other rewards than its run: are α and r written as they are? {m}"
+    ))
 
 
 def test_our_adapter_has_the_names_that_peft_expects(trained):

@@ -94,7 +94,7 @@ def test_ids_are_those_of_transformers_up_to_the_end_token(name):
             continue
         ids = tokenizer.encode([tokenizer.render(case["messages"])])[0].tolist()
         theirs = case["ids"]
-        assert ids == theirs[: len(ids)], "another BOS, or another text?"
+        assert ids == theirs[: len(ids)], "another BOS, another text, or text after its end?"
         assert ids[-1] == tokenizer.end_id
         rest = tokenizer.backend.decode(theirs[len(ids) :])
         assert rest in ("", "\n"), "more was cut than the newline after the end token"
@@ -362,7 +362,8 @@ def test_rows_with_tools_use_the_template_for_tools():
     ]
     tokenizer = tokenizer_with(named)
     assert tokenizer.render([user("a")]) == "a</s>"
-    assert tokenizer.render([user("a")], tools=[{"name": "f"}]) == '[{"name": "f"}]a</s>'
+    with_tools = tokenizer.render([user("a")], tools=[{"name": "f"}])
+    assert with_tools == '[{"name": "f"}]a</s>', "a row with tools needs the template tool_use"
 
 
 def test_a_dialogue_that_the_template_refuses_stops_or_is_counted():

@@ -71,7 +71,8 @@ def test_messages_are_prompts_too_and_other_system_turns_make_other_prompts():
         graded("q", "d", 4, system="Be brief."), graded("q", "e", 5, system=None),
         graded("q", "f", 6, history=[["x", "y"]]),
     )
-    assert [row["responses"] for _, row in found] == [["a", "b"], ["c", "e"], ["d"], ["f"]]
+    grouped = [row["responses"] for _, row in found]
+    assert grouped == [["a", "b"], ["c", "e"], ["d"], ["f"]], "they answer different prompts"
     assert found[2][1]["system"] == "Be brief." and found[3][1]["history"] == [["x", "y"]]
 
 

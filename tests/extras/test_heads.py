@@ -70,7 +70,9 @@ def their_rewards(kind) -> torch.Tensor:
 def test_rewards_are_those_of_linear_relu_linear(tmp_path, kind):
     model = RewardModel.from_pretrained(make_folder(tmp_path, kind))
     assert model.head_origin == "kept"
-    torch.testing.assert_close(rewards_of(model), their_rewards(kind), atol=1e-6, rtol=0)
+    torch.testing.assert_close(rewards_of(model), their_rewards(kind), atol=1e-6, rtol=0, msg=(
+        "other rewards than linear, ReLU, linear: is the ReLU missing?"
+    ))
 
 
 def test_the_relu_is_part_of_what_this_proves():

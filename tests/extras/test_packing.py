@@ -181,8 +181,8 @@ def test_a_token_sees_its_prompt_and_its_own_response_and_nothing_else():
     weights = batch.form.attend(zeros, zeros, units)  # (1, 1, T, T)
     seen = picture_of(weights[0, 0] > 0)
     assert seen == PICTURE.strip(), (
-        f"a row of this picture is what one token sees:\n{seen}\nexpected:{PICTURE}"
-        "Does a response see another response, its own future, or only a part of its prompt?"
+        "does a response see another response, its own future, or only a part of its prompt?\n"
+        f"A row of this picture is what one token sees:\n{seen}\nexpected:{PICTURE}"
     )
 
 

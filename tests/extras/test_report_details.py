@@ -109,10 +109,10 @@ def test_the_best_of_a_row_wins_alone_shares_or_loses(capsys):
     added, _ = details(rewards, examples)
     shares = 1 + 1 / 2 + 1 / 3
     assert added["rows_with_a_best"] == 5
-    assert added["best_wins"] == pytest.approx(shares / 5)
+    assert added["best_wins"] == pytest.approx(shares / 5), "of m that share a win each has 1/m"
     of_s, of_t = added["by"]["subset"]["S"], added["by"]["subset"]["T"]
     assert of_s["pairs"] == 12 and of_s["best_wins"] == pytest.approx(shares / 4)
-    assert of_s["accuracy"] == pytest.approx((3 + 2.5 + 2 + 2) / 12)
+    assert of_s["accuracy"] == pytest.approx((3 + 2.5 + 2 + 2) / 12), "a tie counts half"
     assert of_t["pairs"] == 3 and of_t["best_wins"] == 0.0
     assert of_t["accuracy"] == pytest.approx(2 / 3)
 

@@ -85,7 +85,7 @@ def test_yarn_keeps_fast_pairs_and_slows_slow_ones_down(read, beta_slow, last):
     config = read(head_dim=64, rope_parameters=YARN | rule)
     frequencies, scale = rope_scaling.yarn_frequencies(config)
     plain, _ = rope_scaling.default_frequencies(config)
-    assert scale == pytest.approx(0.1 * math.log(4) + 1)
+    assert scale == pytest.approx(0.1 * math.log(4) + 1), "cos and sin have to grow by 0.1 ln s + 1"
     for i in range(32):
         slowed = (i - 9) / (last - 9)  # a ramp from the last pair of 100 turns
         slowed = min(max(slowed, 0), 1)
