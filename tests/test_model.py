@@ -296,6 +296,7 @@ def test_the_saved_config_has_one_label_and_no_sigmoid(run):
     assert config_json["architectures"] == ["LlamaForSequenceClassification"]
     message = "without one label transformers makes a head of two, and its numbers are random"
     assert config_json.get("id2label") == {"0": "reward"}, message
+    assert config_json.get("num_labels") == 1, message
     assert config_json["problem_type"] == "regression"
     assert config_json["pad_token_id"] not in (None, END)
 
