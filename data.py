@@ -988,14 +988,18 @@ class Examples:
 
     def __init__(self, folder):
         self.folder = folder
-        self.ids = np.memmap(folder / "ids.bin", np.int32, "r")
+        damaged = DataError(f"{folder}: ids.bin or records.bin is damaged; delete the folder")
+        try:
+            self.ids = np.memmap(folder / "ids.bin", np.int32, "r")
+        except ValueError:  # half an id
+            raise damaged from None
         self.records = np.fromfile(folder / "records.bin", RECORD)
         tokens, start = self.records["tokens"], self.records["start"]
         ends = np.cumsum(tokens)  # the sequences stand one behind the other
         is_whole = len(self.ids) == tokens.sum()
         is_whole &= np.array_equal(self.records["offset"], ends - tokens)
         if not is_whole or (start < 0).any() or (start >= tokens).any():
-            raise DataError(f"{folder}: ids.bin or records.bin is damaged; delete the folder")
+            raise damaged
         _, self.begins = np.unique(self.records["row"], return_index=True)
         self.ends = np.append(self.begins[1:], len(tokens))
         self.lengths = np.maximum.reduceat(tokens, self.begins)  # of the longest sequence of a row

@@ -311,6 +311,8 @@ def describe(figures):
     lowest, highest = figures["accuracy_ci95"]
     if lowest <= 0.5 <= highest:
         text += "The interval holds 0.5, what a coin gets: nothing shows that the model learned.\n"
+    if figures["loss"] > math.log(2):
+        text += "The loss is above log 2, that of a coin: the model is sure where it is wrong.\n"
     return text.rstrip()
 
 

@@ -65,6 +65,7 @@ def run(args):
         say(f"{output} is finished: nothing to resume")
         return
     if not args.resume:
+        check_files(args)  # before an earlier run is moved aside
         on_first(lambda: open_run_folder(args, output))
     say(f"run folder {output}, on {args.device}")
 
@@ -177,6 +178,8 @@ def train(args, model, tokenizer, examples):
     optimizer = make_optimizer(model, args.lr, args.weight_decay)
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.fp16)  # else it does nothing
     start, since_log = load_checkpoint(output, model, optimizer, scaler)
+    if args.resume and start == 0:
+        say("there is no checkpoint yet: the run starts again at step 0")
     parallel = model
     if process_count() > 1 and not args.shard:
         parallel = DistributedDataParallel(model)
@@ -441,6 +444,14 @@ def autocast_dtype(args):
 
 
 # ---------------------------------------------------------------- data: rows -> tokens
+
+
+def check_files(args):
+    """Raises: DataError where a file of rows is not there."""
+    for path in [*(args.data or []), *(args.eval_data or [])]:
+        on_the_hub, a_pattern = path.startswith("hub:"), "*" in path
+        if not on_the_hub and not a_pattern and not Path(path).exists():
+            raise DataError(f"{path}: No such file or folder")
 
 
 class Split:
@@ -959,7 +970,8 @@ FLAG = {"action": argparse.BooleanOptionalAction, "default": False}
 def parse_options(argv=None):
     """The command line -> options, and those that follow from them."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="train_rm.py [options], --help lists them", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_data_options(parser.add_argument_group("what to learn from").add_argument)
     add_model_options(parser.add_argument_group("a model from scratch").add_argument)
@@ -968,6 +980,8 @@ def parse_options(argv=None):
     add_speed_options(parser.add_argument_group("speed and memory").add_argument)
     add_output_options(parser.add_argument_group("what to keep").add_argument)
     args = parser.parse_args(argv)
+    if args.epochs is not None and args.max_steps is not None:
+        parser.error("choose one of --epochs and --max-steps")
     if args.resume:
         args = options_of_run(parser, argv, args)
     elif args.config:
@@ -1093,6 +1107,8 @@ def parse_over(parser, argv, given, saved):
     for name in ("data", "eval_data"):
         if getattr(given, name):
             setattr(start, name, None)
+    if given.epochs is not None:  # they are another way to say how long
+        start.max_steps = None
     return parser.parse_args(argv, start)
 
 
@@ -1109,7 +1125,10 @@ def options_of_run(parser, argv, given):
     args = parse_over(parser, argv, given, saved)
     for name, value in saved.items():
         if getattr(args, name) != value and name not in MAY_CHANGE_ON_RESUME:
-            parser.error(f"--resume: the run was made with --{name.replace('_', '-')} {value}")
+            option = f"--{name.replace('_', '-')}"
+            given_then = value is not None and value is not False
+            made = f"with {option} {value}" if given_then else f"without {option}"
+            parser.error(f"--resume: the run was made {made}")
     return args
 
 
@@ -1153,6 +1172,7 @@ def main(argv=None):
         say(f"stopped; to continue: python train_rm.py --resume {args.output}")
         return 128 + e.signal  # as shells count it
     except KeyboardInterrupt:
+        say("stopped before a checkpoint; --resume RUN starts again where there is a run folder")
         return 130
     except (torch.OutOfMemoryError, MemoryError) as e:
         return fail(f"out of memory ({e}); docs/scaling.md says what to try, in order")

@@ -10,8 +10,8 @@ has the options themselves is read as well:
     {"model": "DIR", "data": ["pairs.jsonl"], "lr": 1e-5, "pack": true}
 
 A key is the name of an option with _ for -. Options that are not in the file have their default,
-and an option on the command line wins. `resume` and `config` of the file are not read, because
-they say how that run was started. `output` is: a run that is there is renamed first, as always.
+and an option on the command line wins; --epochs there wins over max_steps in the file. `resume`,
+`config` and `output` of the file are not read: they say how that run was started, and where it is.
 
 Nothing is guessed. A key that is no option, a value of another type ("1e-5" is a text and not a
 number) and one that is no choice of its option cost one line that names file and key.
@@ -22,9 +22,9 @@ import argparse
 import json
 from pathlib import Path
 
-from data import DataError
+from data import DataError, load_json
 
-NOT_READ = ("resume", "config", "help")
+NOT_READ = ("resume", "config", "output", "help")
 
 
 def read(path: str, parser: argparse.ArgumentParser) -> dict:
@@ -43,7 +43,7 @@ def read(path: str, parser: argparse.ArgumentParser) -> dict:
 def load(path: str) -> dict:
     """The object of options in a JSON file."""
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = load_json(Path(path).read_text("utf-8"))  # it refuses a key that is there twice
     except OSError as e:
         raise DataError(f"{path}: {e.strerror}") from None
     except ValueError as e:

@@ -34,6 +34,9 @@ Trained by train_rm.py from {base} on {pairs} pairs of {prompts} prompts ({data}
 A reward is in nats. Only the difference of two responses to one prompt means something: it is the
 log-odds that the first one is preferred.
 
+The model of step {step} was kept. Where a run has several evaluations, that is the one with the
+lowest loss on these pairs, so the figures lean to the good side.
+
 | on {held_out_pairs} held-out pairs | |
 |---|---|
 | accuracy | {accuracy:.3f} ({low:.3f} to {high:.3f}) |

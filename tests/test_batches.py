@@ -221,13 +221,13 @@ def test_a_batch_is_the_same_from_memory_and_from_the_file(tmp_path):
         torch.testing.assert_close(getattr(theirs, name), tensor, msg=name)
 
 
-@pytest.mark.parametrize("field", ["ids", "start", "offset", "tokens"])
+@pytest.mark.parametrize("field", ["ids", "half an id", "start", "offset", "tokens"])
 def test_a_damaged_file_of_tokens_is_named(field, tmp_path):
     write_tokens(tmp_path, some_examples(), [])
-    path = tmp_path / ("ids.bin" if field == "ids" else "records.bin")
+    path = tmp_path / ("ids.bin" if "id" in field else "records.bin")
     content = path.read_bytes()
-    if field == "ids":
-        content = content[:-400]
+    if "id" in field:
+        content = content[: -400 if field == "ids" else -3]
     else:
         records = np.frombuffer(content, RECORD).copy()
         records[field][1] += 1000

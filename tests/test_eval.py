@@ -76,6 +76,12 @@ def test_the_report_says_where_nothing_shows_that_the_model_learned(right, says_
     assert ("what a coin gets" in text) == says_so
 
 
+def test_the_report_says_where_the_loss_is_above_that_of_a_coin():
+    for loss, said in ((0.9, True), (0.3, False)):
+        figures = {"loss": loss, "accuracy_ci95": [0.6, 0.8], "calibration": {}}
+        assert ("The loss is above log 2" in describe(figures)) == said
+
+
 def test_of_k_responses_every_pair_counts_once_and_every_response_once():
     row = {"prompt": "q", "responses": ["b", "a", "d", "c"], "scores": [0, 1, 0, 0]}
     rewards = np.array([0, 10, 1, 5], dtype=np.float32)

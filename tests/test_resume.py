@@ -334,7 +334,7 @@ def test_where_and_how_a_run_computes_may_change_when_it_is_resumed(
     (["--seed", 1], "--seed 0"),
     (["--max-steps", 20], "--max-steps 15"),
     (["--label-smoothing", 0.1], "--label-smoothing 0.0"),
-    (["--bf16"], "--bf16 False"),
+    (["--bf16"], "without --bf16"),
     (["--batch-size", 5], "--batch-size 6"),
     (["--output", "elsewhere"], "--output"),
 ])

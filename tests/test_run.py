@@ -263,6 +263,15 @@ def test_an_earlier_run_is_moved_aside_and_never_lost(folder, tmp_path):
         assert (tmp_path / name / "report.json").exists()
 
 
+def test_an_earlier_run_stays_where_a_file_of_rows_is_missing(folder, tmp_path):
+    run = tmp_path / "run"
+    assert train(folder, *STILL, "--max-steps", 1, "--output", run)[0] == 0
+    before = sorted(tmp_path.iterdir())
+    status, _, err = train(folder, "--eval-data", tmp_path / "none.jsonl", "--output", run)
+    assert status == 2 and "none.jsonl: No such file" in err
+    assert sorted(tmp_path.iterdir()) == before and (run / "report.json").exists()
+
+
 def test_all_files_of_data_are_used(folder, tmp_path):
     more = write_rows(tmp_path / "more.jsonl", pairs(9, first=40))
     data = ["--data", folder / "train.jsonl", more, "--output", tmp_path / "run"]

@@ -55,9 +55,26 @@ def test_what_is_in_neither_has_the_default_that_follows_from_the_others(tmp_pat
 
 
 def test_how_a_run_was_started_is_not_read(tmp_path):
-    config = written(tmp_path / "c.json", resume="runs/other", config="other.json")
+    given = {"resume": "runs/other", "config": "other.json", "output": "runs/other"}
+    config = written(tmp_path / "c.json", data=["a.jsonl"], **given)
     args = options("--config", config)
     assert args.resume is None and args.config == str(config)
+    assert args.output != "runs/other", "the run that the file comes from would be moved aside"
+
+
+def test_epochs_on_the_command_line_win_over_steps_in_the_file(tmp_path):
+    config = written(tmp_path / "c.json", max_steps=20)
+    args = options("--config", config, "--epochs", 2)
+    assert (args.epochs, args.max_steps) == (2.0, None)
+    status, _, err = command(train_rm.main, "--epochs", 2, "--max-steps", 20)
+    assert status == 2 and "choose one of --epochs and --max-steps" in err
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    config = tmp_path / "c.json"
+    config.write_text('{"lr": 1e-3, "lr": 2}')
+    status, _, err = command(train_rm.main, "--config", config)
+    assert status == 2 and "the key 'lr' is there twice" in err
 
 
 MISTAKES = [
