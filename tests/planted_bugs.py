@@ -980,6 +980,17 @@ FOUND = [
         "tests/test_parity.py::test_a_saved_config_has_its_rope_rule_for_transformers_4_too",
     ),
     Bug(
+        "the first response is not compared to find where responses begin",
+        [("data.py", "    for other in sequences[1:]:\n", "    for other in sequences[2:]:\n")],
+        "tests/test_batches.py::"
+        "test_the_shared_beginning_is_that_of_all_sequences_in_any_order",
+    ),
+    Bug(
+        "settings of this program are saved with the tokenizer",
+        [("data.py", "            config.pop(of_this_program, None)\n", "            pass\n")],
+        "tests/test_data.py::test_a_saved_tokenizer_adds_no_bos_to_that_of_its_template",
+    ),
+    Bug(
         "used rows: the first token of the data is not looked at",
         [("extras/used_rows.py", "for first in range(0, len(ids), CHUNK):",
           "for first in range(1, len(ids), CHUNK):")],
