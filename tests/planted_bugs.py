@@ -928,4 +928,80 @@ NEW = [
 ]
 
 
-BUGS = EARLIER + NEW
+# Found by changing one operator or number of the code at a time: no test noticed these.
+FOUND = [
+    Bug(
+        "the report calibrates the sum of both rewards",
+        [("eval.py", "    gaps = pairs.r_chosen - pairs.r_rejected\n    figures",
+          "    gaps = pairs.r_chosen + pairs.r_rejected\n    figures")],
+        "tests/test_eval.py::test_every_figure_agrees_with_a_computation_by_hand",
+    ),
+    Bug(
+        "the report has NaN where no chosen response is shorter",
+        [("eval.py", "float(misled.mean()) if len(misled) else None", "float(misled.mean())")],
+        "tests/test_eval.py::test_every_figure_agrees_with_a_computation_by_hand",
+    ),
+    Bug(
+        "a token id one above the vocabulary is taken",
+        [("eval.py", "ids.max() < model.config.vocab_size",
+          "ids.max() <= model.config.vocab_size")],
+        "tests/test_commands.py::test_a_tokenizer_of_another_model_is_noticed",
+    ),
+    Bug(
+        "report does not ask whether tokenizer and model belong together",
+        [("eval.py", "check_ids(example.sequences, scorer.model, path)", "pass")],
+        "tests/test_commands.py::test_a_report_with_the_tokenizer_of_another_model_is_refused",
+    ),
+    Bug(
+        "--show-token names the position after the token",
+        [("eval.py", '"position": len(ids) - 1', '"position": len(ids)')],
+        "tests/test_commands.py::test_the_scored_token_is_the_end_token",
+    ),
+    Bug(
+        "score says nothing of odd texts",
+        [("eval.py", "        self.notes.update(example.notes)\n", "")],
+        "tests/test_commands.py::test_what_happened_to_the_texts_is_said_at_the_end",
+    ),
+    Bug(
+        "rank gives back only the first turn of an answer",
+        [("eval.py", 'return response[0]["content"] if len(response) == 1 else response',
+          'return response[0]["content"]')],
+        "tests/test_commands.py::test_a_row_of_training_is_ranked_with_all_turns_of_its_answers",
+    ),
+    Bug(
+        "a scored row stays in a buffer",
+        [("eval.py", "print(json.dumps(row | added), flush=True)",
+          "print(json.dumps(row | added))")],
+        "tests/test_commands.py::test_a_row_is_written_at_once",
+    ),
+    Bug(
+        "the saved config has its rope rule for transformers 5 only",
+        [("model.py", '    if "rope_theta" not in rope:\n', "    if True:\n")],
+        "tests/test_parity.py::test_a_saved_config_has_its_rope_rule_for_transformers_4_too",
+    ),
+    Bug(
+        "the first response is not compared to find where responses begin",
+        [("data.py", "    for other in sequences[1:]:\n", "    for other in sequences[2:]:\n")],
+        "tests/test_batches.py::"
+        "test_the_shared_beginning_is_that_of_all_sequences_in_any_order",
+    ),
+    Bug(
+        "settings of this program are saved with the tokenizer",
+        [("data.py", "            config.pop(of_this_program, None)\n", "            pass\n")],
+        "tests/test_data.py::test_a_saved_tokenizer_adds_no_bos_to_that_of_its_template",
+    ),
+    Bug(
+        "LoRA: the end of a base is not looked at when a run is resumed",
+        [("extras/lora.py", "file.seek(max(0, size - 2**20))", "file.seek(size)")],
+        "tests/extras/test_lora.py::"
+        "test_a_base_that_differs_at_its_beginning_or_end_is_another_base",
+    ),
+    Bug(
+        "used rows: the first token of the data is not looked at",
+        [("extras/used_rows.py", "for first in range(0, len(ids), CHUNK):",
+          "for first in range(1, len(ids), CHUNK):")],
+        "tests/extras/test_used_rows.py::test_a_file_of_ids_is_read_in_chunks",
+    ),
+]
+
+BUGS = EARLIER + NEW + FOUND

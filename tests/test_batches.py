@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import tiny_tokenizer
 
-from data import Audit, DataError, Example, Examples, collate, describe_audit, epoch_order
-from data import RECORD, examples_of, micro_batches, parse_row, prompt_hash, rows_of_step, write_tokens
+from data import RECORD, Audit, DataError, Example, Examples, collate, common_prefix
+from data import describe_audit, epoch_order
+from data import examples_of, micro_batches, parse_row, prompt_hash, rows_of_step, write_tokens
 
 
 def pair(prompt, chosen, rejected, **more):
@@ -43,6 +44,13 @@ def test_the_prompt_is_the_same_tokens_in_all_sequences_and_the_response_the_res
     for sequence, answer in zip(example.sequences, answers):
         assert text_of(tokenizer, sequence[: example.start]) == prompt, "the prompt is left out"
         assert text_of(tokenizer, sequence[example.start :]) == " " + answer + "</s>"
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_the_shared_beginning_is_that_of_all_sequences_in_any_order(order):
+    sequences = [np.array(ids) for ids in ([1, 2, 3, 4], [1, 2, 9], [1, 8, 3, 4])]
+    shared = common_prefix([sequences[i] for i in order])
+    assert shared == 1, "a sequence was not looked at: its first tokens count as prompt"
 
 
 def test_without_a_prompt_everything_is_the_response():

@@ -1,10 +1,13 @@
 """The commands report, score and rank, as a user runs them, and score() from Python."""
+import io
 import json
 import math
 import os
 import re
 import subprocess
 import sys
+import threading
+import types
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from test_eval import examples_from, toy_rows
 
 import eval as evaluation
 from data import DataError, batch_function
-from eval import describe, report, score, score_examples
+from eval import check_ids, describe, report, score, score_examples
 from model import RewardModel
 
 
@@ -182,6 +185,8 @@ def test_the_scored_token_is_the_end_token(run):
     stdin = '\ufeff{"id": "\\ud800", "prompt": "q", "response": "a"}\n'  # Windows begins with a BOM
     (row,) = run_command("score", run, "--show-token", stdin=stdin)
     assert row["scored_token"]["token"] == "</s>" and row["scored_token"]["id"] == 2
+    rendered = tiny_tokenizer(bos=True).encode(["<s>User: q\nAssistant: a</s>"])[0]
+    assert row["scored_token"]["position"] == len(rendered) - 1, "the end token is the last one"
     assert row["id"] == "\ud800", "a field that is not read comes back as it was"
 
 
@@ -307,6 +312,34 @@ def test_a_tokenizer_of_another_model_is_noticed():
     row = {"prompt": "q", "response": "the cat sat on the mat"}
     with pytest.raises(DataError, match="row 1: .* beyond the model's vocabulary of 100"):
         score(tiny_model(vocab_size=100), [row], tiny_tokenizer())
+    with pytest.raises(DataError, match="row 1: token id 100 is beyond the model's vocabulary of"):
+        check_ids([np.array([99, 100])], tiny_model(vocab_size=100), "row 1")
+        pytest.fail("ids are counted from 0: with 100 tokens, 99 is the last")
+    check_ids([np.array([99])], tiny_model(vocab_size=100), "row 1")
+
+
+def test_a_report_with_the_tokenizer_of_another_model_is_refused(tmp_path):
+    run = save_run(tmp_path / "run", tiny_model(vocab_size=100), tiny_tokenizer())
+    data = write_rows(tmp_path / "d.jsonl", toy_rows(2))
+    status, out, err = command(evaluation.main, "report", run, "--data", data)
+    assert (status, out) == (2, ""), "a report was made of ids that mean other words"
+    assert "beyond the model's vocabulary of 100" in err.splitlines()[-1]
+
+
+def test_a_row_of_training_is_ranked_with_all_turns_of_its_answers(run):
+    turns = [{"role": "assistant", "content": "look"}, {"role": "user", "content": "and?"},
+             {"role": "assistant", "content": "the cat"}]
+    row = {"prompt": "q", "chosen": turns, "rejected": [{"role": "assistant", "content": "dog"}]}
+    (ranked,) = run_command("rank", run, stdin=json_lines(row))
+    for answer in (turns, "dog"):
+        assert answer in ranked["responses"], "an answer lost some of its turns, or its form"
+
+
+def test_what_happened_to_the_texts_is_said_at_the_end(run):
+    stdin = json_lines({"prompt": "q", "response": "a </s> b"})
+    status, _, err = command(evaluation.main, "score", run, stdin=stdin)
+    assert status == 0
+    assert "1 row: a text holds special tokens" in err, "score says nothing of an odd text"
 
 
 def test_the_commands_work_from_a_shell_that_is_not_utf8(run, tmp_path):
@@ -318,17 +351,31 @@ def test_the_commands_work_from_a_shell_that_is_not_utf8(run, tmp_path):
     assert "σ(|gap|)" in done.stdout.decode("utf-8"), "the table needs UTF-8"
 
 
+def test_a_row_is_written_at_once(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written))
+    evaluation.write_row({"id": 1}, {"reward": 0.5}, types.SimpleNamespace(notes={}))
+    assert written.getvalue(), "it stays in a buffer, and the other end of a pipe waits for it"
+
+
 def test_a_row_in_an_open_pipe_is_answered_before_the_next_one_comes(run):
     settings = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    settings["env"] = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     program = [sys.executable, ROOT / "eval.py", "score", run]
     with subprocess.Popen(program, text=True, **settings) as process:
+        watchdog = threading.Timer(30, process.kill)  # the next line would wait for ever
+        watchdog.daemon = True
+        watchdog.start()
         for response in ("the cat", "the dog"):
             process.stdin.write(json_lines({"prompt": "q", "response": response}))
             process.stdin.flush()
-            answer = json.loads(process.stdout.readline())
+            line = process.stdout.readline()
+            assert line, "no answer: is a row written at once, or kept in a buffer?"
+            answer = json.loads(line)
             assert answer["response"] == response and math.isfinite(answer["reward"])
         process.stdin.close()
         assert process.wait(timeout=60) == 0
+        watchdog.cancel()
 
 
 def test_a_bad_row_gets_no_reward_and_a_reason_and_the_others_get_theirs(run):

@@ -361,7 +361,8 @@ def test_a_saved_tokenizer_gives_the_same_ids(bos, tmp_path):
 
 def test_a_saved_tokenizer_adds_no_bos_to_that_of_its_template(tmp_path):
     """transformers renders with the template, and vLLM then encodes with the tokenizer's rules."""
-    tokenizer = tiny_tokenizer(bos=True)
+    tiny_tokenizer(bos=True).save(tmp_path, max_length=77)
+    tokenizer = Tokenizer.from_folder(tmp_path)
     text = tokenizer.render([user("hi"), assistant("you")])
     tokenizer.save(tmp_path, max_length=77)
     saved = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -370,6 +371,8 @@ def test_a_saved_tokenizer_adds_no_bos_to_that_of_its_template(tmp_path):
     assert ids == tokenizer.encode([text])[0].tolist()
     config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
     assert config["add_bos_token"] is False, "served elsewhere, a text would begin with two BOS"
+    of_this_program = {"model", "chosen_template", "head_config"}
+    assert not config.keys() & of_this_program, "these are no settings of a tokenizer"
 
 
 @pytest.mark.parametrize("bos", [True, False])

@@ -57,6 +57,9 @@ def test_every_figure_agrees_with_a_computation_by_hand():
     of_one = report([np.array([1.0, 0.0])], one)
     assert of_one["accuracy"] == 1, "chosen and rejected are swapped in the report"
     assert of_one["longer_wins_accuracy"] == 1, "this baseline counts the shorter response"
+    assert of_one["accuracy_where_chosen_is_shorter"] is None, "no such pair: NaN is no JSON"
+    assert "gold_correlation" not in figures, "the true rewards of these rows are not known"
+    assert figures["calibration"] == calibration(gaps), "it is about r_chosen − r_rejected"
     for name, value in expected.items():
         assert figures[name] == pytest.approx(value, rel=1e-5), f"{name}, computed by hand"
     low, high = figures["accuracy_ci95"]

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from model import FAMILIES, MLP, PADDED, Attention, CheckpointError, RewardModel, RMSNorm
 from model import default_frequencies, open_model, read_config, read_json, rope_type
-from model import rotary_tables, rotate
+from model import rotary_tables, rotate, with_both_ropes
 
 
 def fixtures_of(model_types, rope_types) -> list[str]:
@@ -287,6 +287,18 @@ def test_both_spellings_of_rope_mean_the_same():
     old = read_config(TINY | {"rope_theta": 5e5})
     older = read_config(TINY | {"rope_theta": 5e5, "rope_scaling": {"type": "default"}})
     assert new.rope == old.rope == older.rope == rule
+    whole = rule | {"partial_rotary_factor": 1.0}  # transformers 5 writes it: all pairs turn
+    assert read_config(TINY | {"rope_theta": None, "rope_parameters": whole}).rope == rule
+
+
+@pytest.mark.parametrize("scaling", [{}, {"factor": 4.0}])
+def test_a_saved_config_has_its_rope_rule_for_transformers_4_too(scaling):
+    rule = {"rope_type": "linear" if scaling else "default"} | scaling
+    saved = with_both_ropes(TINY | {"rope_theta": None, "rope_parameters": rule | {"rope_theta": 5e5}})
+    message = "transformers 4 does not read rope_parameters: it would turn by 10000, in silence"
+    assert saved["rope_theta"] == 5e5, message
+    assert saved["rope_scaling"] == (rule if scaling else None), message
+
 
 
 def test_llama_1_has_as_many_key_heads_as_query_heads():

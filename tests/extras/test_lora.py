@@ -246,6 +246,16 @@ def test_what_is_saved_has_ordinary_names_and_shapes_and_the_model_is_left_as_it
         assert torch.equal(tensor, again[name]), f"{name}: merged twice?"
 
 
+@pytest.mark.parametrize("changed", [0, -1])
+def test_a_base_that_differs_at_its_beginning_or_end_is_another_base(changed, tmp_path):
+    content = bytearray(3 * 2**20)
+    (tmp_path / "a").write_bytes(content)
+    before = lora.hash_of_files([tmp_path / "a"])
+    content[changed] = 1
+    (tmp_path / "a").write_bytes(content)
+    assert lora.hash_of_files([tmp_path / "a"]) != before, "a resumed run would not notice it"
+
+
 # ---------------------------------------------------------------- errors
 
 

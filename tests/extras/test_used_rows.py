@@ -11,7 +11,7 @@ from extras import lora, used_rows
 from loss import bradley_terry_loss
 from model import RewardModel, open_model
 
-OCCUR = np.array([3, 50, 7, 3, 8, 399, 7], dtype=np.int32)
+OCCUR = np.array([8, 50, 7, 3, 399, 7, 3], dtype=np.int32)  # the first one is there once
 USED = [3, 7, 8, 50, 399]
 WEIGHT = "model.embed_tokens.weight"
 
