@@ -998,6 +998,7 @@ class Examples:
         ends = np.cumsum(tokens)  # the sequences stand one behind the other
         is_whole = len(self.ids) == tokens.sum()
         is_whole &= np.array_equal(self.records["offset"], ends - tokens)
+        is_whole &= bool((np.diff(self.records["row"]) >= 0).all())
         if not is_whole or (start < 0).any() or (start >= tokens).any():
             raise damaged
         _, self.begins = np.unique(self.records["row"], return_index=True)

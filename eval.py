@@ -348,6 +348,8 @@ class Scorer:
 
         Raises: DataError naming the row where it is malformed or too long.
         """
+        if not isinstance(raw, dict):
+            raise DataError(f"{where}: not an object such as {{'prompt': …, 'response': …}}")
         if raw.keys() & {"text", "input_ids"} and not raw.keys() & ANSWERED:
             from extras import raw_texts
 

@@ -81,8 +81,8 @@ def ceiling(gold_gaps: np.ndarray) -> float:
 def rambling_reward(prompt: str, response: str, gold: float) -> float:
     """rambling: the true reward of a world where longer is better.
 
-    In the toy world an added sentence counts +1 on the topic and −1 off it. Here it counts +1
-    wherever it belongs. Nothing else changes.
+    In the toy world an added sentence counts +1 on the topic and −1 off it. Here it counts +1 in
+    both cases, also off the topic. Nothing else changes.
 
     Args:    gold: what `gold_reward` in extras/toy_world.py says of the response.
     Source:  `TOPICS` and `find_question` there. A sentence may be in a response twice. Then train:

@@ -73,7 +73,10 @@ def files_of(path: str, name: str) -> list[str]:
             return [path]
         folder, pattern = folder.parent, folder.name
         name = name.rpartition("/")[0] or "."
-    entries = sorted(folder.glob(pattern))
+    try:
+        entries = sorted(folder.glob(pattern))
+    except ValueError as e:  # "**" inside a name
+        raise DataError(f"{name}/{pattern}: {e}") from None
     if not entries and pattern != "*":
         raise DataError(f"{name}/{pattern}: no such file")
     files, others = [], []

@@ -229,7 +229,7 @@ def test_a_batch_is_the_same_from_memory_and_from_the_file(tmp_path):
         torch.testing.assert_close(getattr(theirs, name), tensor, msg=name)
 
 
-@pytest.mark.parametrize("field", ["ids", "half an id", "start", "offset", "tokens"])
+@pytest.mark.parametrize("field", ["ids", "half an id", "row", "start", "offset", "tokens"])
 def test_a_damaged_file_of_tokens_is_named(field, tmp_path):
     write_tokens(tmp_path, some_examples(), [])
     path = tmp_path / ("ids.bin" if "id" in field else "records.bin")

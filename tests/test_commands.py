@@ -308,6 +308,11 @@ def test_broken_weights_are_refused_and_not_reported(run, tmp_path, name):
     assert (status, out) == (2, "") and "finite number" in err.splitlines()[-1], err
 
 
+def test_a_text_that_is_no_row_is_refused_in_one_line():
+    with pytest.raises(DataError, match="row 1: not an object such as"):
+        score(tiny_model(), ["It is green."], tiny_tokenizer())
+
+
 def test_a_tokenizer_of_another_model_is_noticed():
     row = {"prompt": "q", "response": "the cat sat on the mat"}
     with pytest.raises(DataError, match="row 1: .* beyond the model's vocabulary of 100"):

@@ -228,6 +228,7 @@ def test_a_star_chooses_among_the_files_of_a_folder(tmp_path):
     assert found == ["train-1.json", "train-2.json"]
     assert "several splits; choose: " in refusal(tmp_path / "*.json"), "a star must not mix splits"
     assert refusal(tmp_path / "x*.json") == f"{tmp_path}/x*.json: no such file"
+    assert "x**y.json: " in refusal(tmp_path / "x**y.json"), "Python 3.11 knows no such pattern"
 
 
 def test_ten_names_are_shown_and_the_others_counted(tmp_path):
