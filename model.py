@@ -607,7 +607,8 @@ def longest_text(config_json: dict, where: str) -> int:
     """
     limit = positive_number(config_json, "max_position_embeddings", where)
     slides = config_json.get("use_sliding_window", config_json["model_type"] == "mistral")
-    kinds = set(config_json.get("layer_types") or ["full_attention"])
+    kinds = config_json.get("layer_types") or ["full_attention"]
+    kinds = set(map(str, kinds if isinstance(kinds, list) else [kinds]))
     if kinds - {"full_attention", "sliding_attention"}:
         raise CheckpointError(f"{where}: layer_types {sorted(kinds)} are not computed here")
     slides = slides or "sliding_attention" in kinds

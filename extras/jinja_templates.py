@@ -92,12 +92,30 @@ def stop_the_clock(source: str, now: datetime.datetime) -> str:
     return CLOCK.sub(date, source)
 
 
+MOST = 10**6  # letters, or items, of a product
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """It also refuses products that would fill the memory: 'x' * 10 ** 9, or 9 ** 9 ** 9."""
+
+    intercepted_binops = frozenset(["*", "**"])
+
+    def call_binop(self, context, operator, left, right):
+        """left * right, or left ** right."""
+        for value, times in ((left, right), (right, left)):
+            if hasattr(value, "__len__") and isinstance(times, int) and len(value) * times > MOST:
+                raise jinja2.TemplateError("a product that is too long")
+        if operator == "**" and (abs(left) > MOST or abs(right) > 64):
+            raise jinja2.TemplateError("a power that is too large")
+        return super().call_binop(context, operator, left, right)
+
+
 def compile_template(source: str, where: str) -> jinja2.Template:
     """A template with the functions, filters and rules for white space that transformers has.
 
     Raises: DataError where it is not valid.
     """
-    environment = ImmutableSandboxedEnvironment(
+    environment = Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=["jinja2.ext.loopcontrols"],

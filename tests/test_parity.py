@@ -327,6 +327,12 @@ def test_a_window_limits_the_length_only_where_it_is_in_use(family, settings, ex
     )
 
 
+@pytest.mark.parametrize("kinds", [[{}], 5, "chunked", [["full_attention"]]], ids=str)
+def test_kinds_of_layers_that_are_no_names_are_named(kinds):
+    with pytest.raises(CheckpointError, match="layer_types .* are not computed here"):
+        read_config(TINY | {"layer_types": kinds})
+
+
 def test_a_config_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="config.json: No such file"):
         open_model(tmp_path)
