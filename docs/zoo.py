@@ -176,7 +176,7 @@ def plant_for_others(number: str, name: str) -> None:
     if not number.isdigit() or not 1 <= int(number) <= len(BUGS) or folder.exists():
         sys.exit(f"--plant N FOLDER: N from 1 to {len(BUGS)}, and FOLDER must not be there yet")
     folder.mkdir(parents=True)
-    planted(copied(folder, ["extras", "exercises"]), BUGS[int(number) - 1])
+    planted(copied(folder, ["extras"]), BUGS[int(number) - 1])  # checks would name it too
 
 
 def trained(folder: Path, options: tuple) -> dict:

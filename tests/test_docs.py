@@ -68,7 +68,7 @@ def test_every_option_that_pages_and_docstrings_name_exists():
     known |= {"--nproc-per-node", "--nnodes", "--rdzv-id", "--rdzv-backend", "--rdzv-endpoint"}
     known |= {"--index-url", "--help", "--logdir", "--runner", "--convert", "--dtype", "--tables"}
     known |= {"--label-noise", "--length-bias", "--plant", "--beta"}  # extras/, docs/zoo.py
-    known |= {"--responses", "--rows", "--batch", "--accumulation"}  # benchmarks/
+    known |= {"--continue-on-collection-errors", "--responses", "--rows", "--batch", "--accumulation"}  # benchmarks/
     known |= {"--trl", "--transformers", "--llamafactory", "--shape", "--old"}  # benchmarks/
     texts = [TEXT, *(file.__doc__ for file in FILES.values())]
     texts += [extra.read_text("utf-8").split('"""')[1] for extra in EXTRAS]
