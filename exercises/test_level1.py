@@ -27,6 +27,8 @@ def test_gradient_is_finite_at_large_gaps():
     zero = torch.zeros(2)
     by_chosen, _ = level1.gradient(torch.tensor([200.0, -200.0]), zero)
     hint = "exp(200) is infinite in float32, and inf / inf is NaN. torch.sigmoid is safe."
+    assert by_chosen.isfinite().all(), hint
+    hint = "At a gap of 200 the pair is right and the gradient 0; at −200 it is wrong, and −1."
     assert_close(by_chosen, [0.0, -1.0], hint)
 
 
@@ -62,6 +64,14 @@ def test_shapes_of_all_kinds_give_the_gap_of_each_pair():
     assert_close(level1.pair_gaps(r_chosen[:, None], r_rejected), expected, hint)
     assert_close(level1.pair_gaps(r_chosen, r_rejected[:, None]), expected, hint)
     assert_close(level1.pair_gaps(r_chosen[:, None], r_rejected[:, None]), expected, hint)
+
+
+def test_shapes_of_a_single_pair_give_one_gap():
+    one, column = torch.tensor([3.0]), torch.tensor([[1.0]])
+    hint = "One pair is one gap, (1,). squeeze() removes EVERY dimension of size 1: here also that "
+    hint += "of the pairs."
+    assert_close(level1.pair_gaps(one, column), [2.0], hint)
+    assert_close(level1.pair_gaps(column, column), [0.0], hint)
 
 
 def test_shapes_that_do_not_fit_are_refused():

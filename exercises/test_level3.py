@@ -62,11 +62,24 @@ def test_interval_counts_prompts_not_pairs():
     assert 0 <= low < high <= 1, f"Expected low < high, both in [0, 1], not {low} and {high}."
     hint = f"The interval is {high - low:.2f} wide, as if all 1000 pairs were independent. There "
     hint += "are 20 prompts, and the 50 pairs of each are right or wrong together. Draw prompts."
+    assert high - low > 0.075, hint
+    hint = f"The interval is {high - low:.2f} wide, expected is about 0.4. The draws themselves "
+    hint += "spread as the accuracy does: do not divide by the root of their number once more."
     assert high - low > 0.2, hint
     expected = evaluation.bootstrap_interval(correct, prompt)
-    hint = "Are as many prompts drawn as there are, with replacement, and the 2.5% and 97.5% "
-    hint += "quantiles taken?"
+    hint = "Are as many prompts drawn as there are, with replacement?"
     assert_close([low, high], expected, hint, tolerance=0.06)
+
+
+def test_interval_holds_95_percent():
+    rng = np.random.default_rng(0)
+    prompt = np.repeat(np.arange(100), rng.integers(1, 6, 100))
+    correct = (rng.random(len(prompt)) < 0.7).astype(float)
+    low, high = level3.interval(correct, prompt, draws=4000)
+    expected = np.subtract(*evaluation.bootstrap_interval(correct, prompt, draws=4000)[::-1])
+    hint = "95% are between the 2.5% and the 97.5% quantile of the draws: 5% at each end is an "
+    hint += "interval of 90%. Are as many prompts drawn as there are?"
+    assert_close((high - low) / expected, 1.0, hint, tolerance=0.07)
 
 
 def test_interval_weighs_prompts_by_their_pairs():

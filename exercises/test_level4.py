@@ -94,6 +94,19 @@ def test_penalty_removes_the_length_within_prompts():
     assert_close(found, expected, "Exchanging the two responses changes nothing.", tolerance=1e-3)
 
 
+def test_penalty_has_no_intercept():
+    torch.manual_seed(0)
+    tokens_chosen, tokens_rejected = torch.randint(5, 50, (2, 400))
+    tokens_chosen += 10  # the chosen responses are longer, and better for other reasons too
+    r_chosen, r_rejected = 2 + 0.08 * tokens_chosen, 0.08 * tokens_rejected
+    found = level4.length_penalty(r_chosen, r_rejected, tokens_chosen, tokens_rejected)
+    gap, difference = r_chosen - r_rejected, (tokens_chosen - tokens_rejected).float()
+    expected = (gap * difference).sum() / difference.square().sum()
+    hint = "The line does not go through the origin: no mean is subtracted. Two equally long "
+    hint += "responses tell nothing about length, whichever is called chosen."
+    assert_close(found, expected, hint, tolerance=1e-3)
+
+
 def test_penalty_of_equal_lengths_is_zero():
     same = torch.tensor([5, 9])
     found = level4.length_penalty(torch.ones(2), torch.zeros(2), same, same)

@@ -173,6 +173,19 @@ def end_token_counted(tokenizer, prompt, response):
     return len(tokenizer.encode([text])[0])
 
 
+def prompt_length(tokenizer, prompt, response):
+    return end_token_counted(tokenizer, prompt, response) - 1
+
+
+def split_by_hash(rows, fraction):
+    prompts = sorted({row["prompt"] for row in rows}, key=hash)
+    held_out = prompts[: round(fraction * len(prompts))]
+    sides = [], []
+    for row in rows:
+        sides[row["prompt"] in held_out].append(row)
+    return sides
+
+
 def split_by_rows(rows, fraction):
     cut = len(rows) - round(fraction * len(rows))
     return rows[:cut], rows[cut:]
@@ -182,6 +195,20 @@ def over_pairs(correct, prompt, draws=1000, seed=0):
     rng = np.random.default_rng(seed)
     means = [rng.choice(correct, len(correct)).mean() for _ in range(draws)]
     return tuple(np.quantile(means, [0.025, 0.975]))
+
+
+def ninety_percent(correct, prompt, draws=1000, seed=0):
+    rng, prompts, means = np.random.default_rng(seed), np.unique(prompt), []
+    for _ in range(draws):
+        drawn = rng.choice(prompts, len(prompts))
+        means.append(np.concatenate([correct[prompt == p] for p in drawn]).mean())
+    return tuple(np.quantile(means, [0.05, 0.95]))
+
+
+def divided_twice(correct, prompt, draws=1000, seed=0):
+    low, high = SOLUTIONS["level3"].interval(correct, prompt, draws, seed)
+    half = (high - low) / 2 / math.sqrt(len(np.unique(prompt)))
+    return correct.mean() - half, correct.mean() + half
 
 
 def ungraded_are_zero(rewards, scores):
@@ -195,6 +222,13 @@ def nan_in_the_gradient(rewards, scores):
 def over_responses(r_chosen, r_rejected, tokens_chosen, tokens_rejected):
     r, tokens = torch.cat([r_chosen, r_rejected]), torch.cat([tokens_chosen, tokens_rejected])
     return torch.cov(torch.stack([r, tokens.float()]))[0, 1] / tokens.float().var()
+
+
+def with_intercept(r_chosen, r_rejected, tokens_chosen, tokens_rejected):
+    gap, difference = r_chosen - r_rejected, (tokens_chosen - tokens_rejected).float()
+    if (difference == 0).all():
+        return 0.0
+    return torch.cov(torch.stack([gap, difference]))[0, 1] / difference.var()
 
 
 def signs_dropped(quality, length, tokens, chosen, rejected):
@@ -215,29 +249,36 @@ WRONG = [
     ("gradient", "gradient", lambda w, l: (torch.sigmoid(l - w), -torch.sigmoid(l - w)), "sign"),
     ("gradient", "gradient", lambda w, l: (-torch.sigmoid(w - l), torch.sigmoid(w - l)), "WRONG"),
     ("gradient", "gradient", overflowing_gradient, "inf / inf"),
+    ("gradient", "gradient", lambda w, l: (-torch.sigmoid(w - l), torch.sigmoid(w - l)), "at −200"),
     ("stable", "stable_loss", lambda gap: -torch.log(torch.sigmoid(gap)), "overflows"),
     ("stable", "stable_loss", lost_beside_1, "log1p"),
     ("stable", "stable_loss", two_cases, "gradient is not"),
     ("shapes", "pair_gaps", lambda w, l: w - l, "broadcasts"),
     ("shapes", "pair_gaps", lambda w, l: w.flatten() - l.flatten(), "PyTorch refused"),
     ("shapes", "pair_gaps", pads_with_zeros, "accepted"),
+    ("shapes", "pair_gaps", lambda w, l: w.squeeze() - l.squeeze(), "EVERY"),
     ("flipped", "best_gap", lambda e: math.log((1 - e) / e) / 2 if e else math.inf, "σ(Δ) = 1 − ε"),
     ("flipped", "best_gap", lambda e: math.log((1 - e) / max(e, 1e-9)), "math.inf"),
     ("last", "last_token", lambda mask: torch.full((len(mask),), mask.shape[1] - 1), "last column"),
     ("last", "last_token", lambda mask: mask.sum(-1) - 1, "integer"),
+    ("last", "last_token", lambda mask: mask.argmin(-1) - 1, "full row"),
     ("gather", "rewards", last_column, "column −1"),
     ("gather", "rewards", lambda m, i, a: m(i, a) - m.score.bias, "bias"),
     ("start", "response_start", end_token_counted, "end token"),
     ("start", "response_start", lambda t, p, r: 5, "add_generation_prompt"),
+    ("start", "response_start", prompt_length, "id by id"),
     ("ranked", "pairs_and_weights", ties_are_pairs, "tie"),
     ("ranked", "pairs_and_weights", ties_have_weight, "add up to 1"),
     ("split", "split", split_by_rows, "both sides"),
+    ("split", "split", split_by_hash, "every start"),
     ("noise", "flip_labels", flips_the_input, "copy"),
     ("fewer", "keep_prompts", lambda rows, count, seed: rows[:count], "lost some rows"),
     ("ties", "accuracy", lambda w, l: (w > l).mean(), "knows nothing"),
     ("ties", "accuracy", lambda w, l: (0.5 + np.sign(w - l) / 2).mean(), "NaN compares"),
     ("longer", "length_figures", lambda w, l, tw, tl: ((tw > tl).mean(), 0.0), "count half"),
     ("interval", "interval", over_pairs, "20 prompts"),
+    ("interval", "interval", ninety_percent, "interval of 90%"),
+    ("interval", "interval", divided_twice, "once more"),
     ("temperature", "temperature", lambda gaps: 1.0, "divided by T"),
     ("ceiling", "ceiling", lambda gaps: 1.0, "only as often"),
     ("ceiling", "ceiling", lambda gaps: (1 / (1 + np.exp(-gaps))).mean(), "negative gap"),
@@ -250,6 +291,7 @@ WRONG = [
     ("regression", "regression_loss", nan_in_the_gradient, "select the graded"),
     ("pooling", "MeanPooled", type("P", (RewardModel,), {"forward": forgot_padding}), "pads"),
     ("penalty", "length_penalty", over_responses, "DIFFERENCES"),
+    ("penalty", "length_penalty", with_intercept, "through the origin: no mean"),
     ("lengthhead", "length_head_loss", signs_dropped, "without its sign"),
 ]
 
