@@ -64,7 +64,9 @@ def run(args):
         on_first(lambda: remove(output / BEST))
         say(f"{output} is finished: nothing to resume")
         return
-    if not args.resume:
+    if args.resume:
+        on_first(lambda: claim(output))
+    else:
         check_files(args)  # before an earlier run is moved aside
         on_first(lambda: open_run_folder(args, output))
     say(f"run folder {output}, on {args.device}")
@@ -802,6 +804,7 @@ LEFT_BY_A_FAILED_START = {
 def open_run_folder(args, output):
     """Make the run folder and write options.json. An earlier run there is moved, never lost."""
     output.mkdir(parents=True, exist_ok=True)
+    claim(output)
     there = {path.name for path in output.iterdir() if path.suffix != ".tmp"}
     if there and "options.json" not in there:
         raise DataError(f"--output {output}: holds files that are not a run's; choose a new folder")
@@ -812,12 +815,32 @@ def open_run_folder(args, output):
         output.rename(output.with_name(f"{output.name}.{number}"))
         say(f"an earlier run was in {output}; it is now in {output}.{number}")
         output.mkdir()
+        claim(output)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("numpy", "safetensors", "tokenizers"):
         versions[name] = importlib.metadata.version(name)
     about = {"options": vars(args) | {"device": str(args.device)}, "versions": versions}
     with replacing(output / "options.json") as path:
         path.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+
+
+CLAIMS = contextlib.ExitStack()  # open as long as this run goes on
+
+
+def claim(output):
+    """Refuse a run folder that another run is writing into. A killed one leaves no claim."""
+    try:
+        import fcntl
+    except ImportError:  # on Windows nobody is refused
+        return
+    folder = os.open(output, os.O_RDONLY)
+    CLAIMS.callback(os.close, folder)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(f"{output}: another run is writing into it; wait, or stop it") from None
+    except OSError:
+        return  # a disk without locks
 
 
 def save_model(output, model, tokenizer, max_length, save_dtype):
@@ -864,6 +887,8 @@ def replacing(path):
 
 def sync(path):
     """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt":
+        return  # Windows does not wait for what was opened to be read
     handle = os.open(path, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
@@ -1178,6 +1203,10 @@ def main(argv=None):
         return fail(f"out of memory ({e}); docs/scaling.md says what to try, in order")
     except (DataError, CheckpointError, SafetensorError, OSError, ImportError) as e:
         return fail(e)
+    except RuntimeError as e:
+        if "by peer" not in str(e):  # "Connection closed by peer"
+            raise
+        return fail(f"another process has died; to continue: torchrun … --resume {args.output}")
 
 
 def run_together(args):
@@ -1188,6 +1217,7 @@ def run_together(args):
         if process_count() > 1:
             dist.barrier()  # leave together: gloo sometimes aborts a process whose peer has gone
     finally:
+        CLAIMS.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -2,12 +2,15 @@
 
 test_crash.py has the rest: killed processes, and disks that are full.
 """
+import errno
+import fcntl
 import itertools
 import json
 import math
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -357,6 +360,55 @@ def test_only_a_run_can_be_resumed(folder, tmp_path):
         assert status == 2 and "no options.json there, so not a run" in err.splitlines()[-1]
 
 
+def lock(run):
+    """Claim a run folder, as a run does -> what gives it back."""
+    handle = os.open(run, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lambda: os.close(handle)
+
+
+@pytest.mark.parametrize("earlier_run", [True, False])
+def test_no_second_run_writes_into_the_folder_of_one_that_goes_on(
+    earlier_run, folder, stopped, monkeypatch
+):
+    output = stopped if earlier_run else stopped.with_name("new")
+    plain, answers = train_rm.accumulate_gradients, []
+
+    def second_run_comes(*args):
+        try:
+            lock(output)()
+            answers.append("written into by two runs")
+        except BlockingIOError:
+            answers.append("refused")
+        return plain(*args)
+
+    monkeypatch.setattr(train_rm, "accumulate_gradients", second_run_comes)
+    assert train(folder, "--max-steps", 2, "--output", output)[0] == 0
+    assert answers == ["refused", "refused"]
+    lock(output)()  # the run has ended: whoever comes next may write
+
+
+@pytest.mark.parametrize("option", ["--resume", "--output"])
+def test_a_folder_that_another_run_writes_into_is_refused_and_stays_as_it_is(
+    option, folder, stopped
+):
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    give_back = lock(stopped)
+    status, _, err = train(folder, *LONG, option, stopped)
+    give_back()
+    assert status == 2 and "another run is writing into it" in err.splitlines()[-1]
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+    assert [path.name for path in stopped.parent.iterdir()] == ["stopped"]
+
+
+def test_a_disk_without_locks_refuses_nobody(folder, tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert train(folder, "--max-steps", 2, "--output", tmp_path / "run")[0] == 0
+
+
 @pytest.mark.parametrize("name, content, message", [
     ("options.json", b'{"options": {"lr": 0.', "options.json: not JSON"),
     ("options.json", b'{"options": []}', "options.json: no options in it"),
@@ -467,6 +519,41 @@ def test_too_little_memory_is_one_line_that_says_what_to_do(error, folder, tmp_p
     status, _, err = train(folder, "--output", tmp_path / "run")
     assert status == 2 and err.startswith("train_rm.py: out of memory ("), err
     assert "docs/scaling.md" in err and err.count("\n") == 1
+
+
+def test_a_process_that_has_died_is_said_in_one_line_by_the_others(folder, tmp_path, monkeypatch):
+    error = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]")
+    plain, steps = train_rm.accumulate_gradients, itertools.count(1)
+
+    def peer_dies_in_step_3(*args):
+        if next(steps) == 3:
+            raise error
+        return plain(*args)
+
+    monkeypatch.setattr(train_rm, "accumulate_gradients", peer_dies_in_step_3)
+    args = ["--max-steps", 5, "--save-steps", 2, "--output", tmp_path / "run"]
+    status, _, err = train(folder, *args)
+    assert status == 2 and "another process has died" in err and "--resume" in err
+    assert read_checkpoint(tmp_path / "run")[1]["step"] == 2
+    error.args = ("The size of tensor a (3) must match the size of tensor b (4)",)
+    steps = itertools.count(1)
+    with pytest.raises(RuntimeError, match="The size of"):  # a mistake of ours is not hidden
+        train(folder, *args)
+
+
+def test_a_disk_that_cannot_be_written_to_costs_one_line(folder, stopped, monkeypatch):
+    read_only = OSError(errno.EROFS, "Read-only file system", str(stopped))
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+
+    def refuse(*args, **kwargs):
+        raise read_only
+
+    for change in ("mkdir", "write_text", "write_bytes", "rename"):
+        monkeypatch.setattr(Path, change, refuse)
+    for options in (["--output", stopped], ["--output", stopped.with_name("new")]):
+        status, _, err = train(folder, *LONG, *options)
+        assert status == 2 and "Read-only file system" in err.splitlines()[-1]
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 
 def test_a_held_out_reward_that_is_not_a_number_is_named(folder, tmp_path, monkeypatch):
