@@ -141,6 +141,31 @@ def test_the_order_in_the_batch_changes_nothing():
     assert_close(forwards, backwards.flip(0), atol=1e-5, rtol=0)
 
 
+def test_the_number_of_threads_changes_nothing():
+    model, texts = tiny_model(hidden_size=256, intermediate_size=512), random_texts(90, 120, 33, 64)
+    threads, rewards = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            rewards.append(model(*pad_right(texts, PAD)))
+    finally:
+        torch.set_num_threads(threads)
+    for others in rewards[1:]:
+        assert_close(others, rewards[0], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_row_that_gives_nan_leaves_the_other_rows_as_they_are():
+    model, texts = tiny_model(), random_texts(30, 12, 21)
+    expected = model(*pad_right(texts, PAD))
+    model.model.embed_tokens.weight[2] = float("nan")  # no token of these texts
+    texts.insert(1, np.append(texts[0], 2).astype(texts[0].dtype))
+    rewards = model(*pad_right(texts, PAD))
+    assert rewards[1].isnan(), "a NaN was hidden: nobody would notice a broken model"
+    others = rewards[[0, 2, 3]]
+    assert_close(others, expected, atol=1e-5, rtol=0, msg="the NaN of one row is in others too")
+
+
 def test_pads_have_no_gradient_and_no_effect():
     model, texts = tiny_model(), random_texts(4, 12)
     input_ids, mask = pad_right(texts, PAD)

@@ -284,6 +284,17 @@ def test_rewards_do_not_depend_on_what_is_packed_together():
 
 
 @torch.no_grad()
+def test_a_response_that_gives_nan_leaves_the_others_as_they_are():
+    model, examples = tiny_model(), random_examples(7)
+    expected = model(**packing.collate(examples, 0).inputs())
+    model.model.embed_tokens.weight[2] = float("nan")  # the tokens of these examples begin at 3
+    broken = example_of([5, 6, 7], [8, 2], [9, 10])
+    rewards = model(**packing.collate([broken, *examples], 0).inputs())
+    assert rewards[0].isnan() and rewards[1].isfinite(), "two responses of a prompt mix"
+    torch.testing.assert_close(rewards[2:], expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_low_precision_rewards_are_near_those_in_float32_and_not_rounded():
     model = tiny_model()
     batch = packing.collate([*random_examples(1), long_example()], 0)
