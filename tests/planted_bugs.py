@@ -764,6 +764,17 @@ NEW = [
         "tests/test_resume.py::test_log_lines_up_to_the_checkpoint_stay_and_later_ones_go",
     ),
     Bug(
+        "two runs may claim the same folder",
+        [("train_rm.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB")],
+        "tests/test_resume.py::test_no_second_run_writes_into_the_folder_of_one_that_goes_on",
+    ),
+    Bug(
+        "the folder that is new after an earlier run was moved is not claimed",
+        [("train_rm.py", "        output.mkdir()\n        claim(output)\n",
+          "        output.mkdir()\n")],
+        "tests/test_resume.py::test_no_second_run_writes_into_the_folder_of_one_that_goes_on",
+    ),
+    Bug(
         "a run may be resumed with another learning rate",
         [("train_rm.py", "!= value and name not in MAY_CHANGE_ON_RESUME:", "!= value and False:")],
         "tests/test_resume.py::test_what_would_change_the_run_is_refused_when_it_is_resumed",
