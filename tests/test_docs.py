@@ -17,7 +17,7 @@ import train_rm
 FILES = {"loss.py": loss, "model.py": model, "data.py": data, "eval.py": evaluation}
 FILES["train_rm.py"] = train_rm
 README = (ROOT / "README.md").read_text("utf-8")
-PAGES = [ROOT / "README.md", ROOT / "exercises" / "README.md", *(ROOT / "docs").glob("*.md")]
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "exercises").rglob("*.md")]
 TEXT = "\n".join(page.read_text("utf-8") for page in PAGES)
 EXTRAS = sorted((ROOT / "extras").rglob("*.py"))
 SCRIPTS = (ROOT / "benchmarks").glob("*.py")
