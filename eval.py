@@ -606,7 +606,7 @@ def pick_device(name):
         torch.empty(0, device=device)
         return device
     except (RuntimeError, AssertionError) as e:
-        raise DataError(f"--device {name}: {str(e).splitlines()[0]}") from None
+        raise DataError(f"--device {name}: {first_line(e)}") from None
 
 
 def parse_options(argv):
@@ -675,8 +675,24 @@ def main(argv=None):
     except (DataError, CheckpointError, OSError, ImportError) as e:
         warn(f"eval.py: {e}")
         return 2
+    except (RuntimeError, MemoryError) as e:
+        if not is_out_of_memory(e):
+            raise
+        warn(f"eval.py: out of memory ({first_line(e)}); --bf16 and a lower --max-length need less")
+        return 2
     except KeyboardInterrupt:
         return 130
+
+
+def is_out_of_memory(error):
+    """Of Python, of an accelerator, or of PyTorch on the CPU, which raises a plain RuntimeError."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "can't allocate memory" in str(error)
+
+
+def first_line(error):
+    """What an error says, without what PyTorch adds below."""
+    return str(error).partition("\n")[0]
 
 
 if __name__ == "__main__":

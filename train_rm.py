@@ -42,7 +42,8 @@ from data import (
     turn_text, write_tokens,
 )
 from eval import (
-    check_ids, describe, pick_device, report, score, score_examples, usable_length,
+    check_ids, describe, first_line, is_out_of_memory, pick_device, report, score, score_examples,
+    usable_length,
 )
 from loss import bradley_terry_loss, pairwise_correct
 from model import CheckpointError, RewardModel, open_model, read_json, whole
@@ -1165,10 +1166,14 @@ def check_options(parser, args):
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if not (value > 0 or (value == 0 and name in may_be_0)):
                 parser.error(f"--{name.replace('_', '-')} {value} is too small")
+            if value == math.inf and name != "max_grad_norm":
+                parser.error(f"--{name.replace('_', '-')} has to be a finite number")
     if args.label_smoothing >= 0.5 or args.eval_fraction >= 1:
         parser.error("--label-smoothing has to be below 0.5, and --eval-fraction below 1")
     if args.hidden_size % (2 * args.num_attention_heads):
         parser.error(f"--hidden-size {args.hidden_size} is not a multiple of twice the heads")
+    if args.seed >= 2**63:
+        parser.error(f"--seed {args.seed} is larger than PyTorch takes")
     if args.bf16 and args.fp16:
         parser.error("choose one of --bf16 and --fp16")
     if (args.lora_rank or args.freeze_layers) and not args.model:
@@ -1199,14 +1204,15 @@ def main(argv=None):
     except KeyboardInterrupt:
         say("stopped before a checkpoint; --resume RUN starts again where there is a run folder")
         return 130
-    except (torch.OutOfMemoryError, MemoryError) as e:
-        return fail(f"out of memory ({e}); docs/scaling.md says what to try, in order")
     except (DataError, CheckpointError, SafetensorError, OSError, ImportError) as e:
         return fail(e)
-    except RuntimeError as e:
-        if "by peer" not in str(e):  # "Connection closed by peer"
-            raise
-        return fail(f"another process has died; to continue: torchrun … --resume {args.output}")
+    except (RuntimeError, MemoryError) as e:
+        if is_out_of_memory(e):
+            why = first_line(e)
+            return fail(f"out of memory ({why}); docs/scaling.md says what to try, in order")
+        if "by peer" in str(e):  # "Connection closed by peer"
+            return fail(f"another process has died; to continue: torchrun … --resume {args.output}")
+        raise
 
 
 def run_together(args):
@@ -1228,7 +1234,7 @@ def fail(error):
         # Most errors meet all processes, and the first one says them. torchrun ends the others
         # within this time. One that is alone with its error speaks then.
         time.sleep(3)
-    print(f"train_rm.py: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+    print(f"train_rm.py: {first_line(error)}", file=sys.stderr, flush=True)
     return 2
 
 

@@ -280,6 +280,23 @@ def test_options_without_a_meaning_are_one_line(run, options, message):
     assert re.search(message, refusal("score", run, *options))
 
 
+@pytest.mark.parametrize("error", [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. No"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8143257993216 bytes"),
+])
+def test_too_little_memory_is_one_line_and_other_errors_are_not_hidden(run, monkeypatch, error):
+    def greedy(*args, **inputs):
+        raise error
+
+    monkeypatch.setattr(RewardModel, "forward", greedy)
+    line = refusal("score", run, stdin='{"prompt": "q", "response": "a"}\n')
+    assert line.startswith("eval.py: out of memory (") and "--bf16" in line
+    error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="shapes"):
+        command(evaluation.main, "score", run, stdin='{"prompt": "q", "response": "a"}\n')
+
+
 @pytest.mark.parametrize("file, change", [
     ("config.json", None), ("tokenizer.json", None), ("model.safetensors", None),
     ("config.json", {"model_type": ["llama"]}), ("tokenizer_config.json", {"eos_token": 5}),

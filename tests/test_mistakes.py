@@ -114,6 +114,8 @@ def test_no_file_is_deleted_because_there_is_an_options_json_beside_it(folder, t
     (["--num-hidden-layers", -1], "--num-hidden-layers"),
     (["--lr", -1], "--lr"),
     (["--lr", "nan"], "--lr"),
+    (["--lr", "inf"], "--lr has to be a finite number"),
+    (["--epochs", "inf"], "--epochs has to be a finite number"),
     (["--weight-decay", -1], "--weight-decay"),
     (["--center-rewards-coefficient", -1], "--center-rewards-coefficient"),
     (["--label-smoothing", 0.5], "--label-smoothing"),
@@ -125,6 +127,8 @@ def test_no_file_is_deleted_because_there_is_an_options_json_beside_it(folder, t
     (["--hidden-size", 30, "--num-attention-heads", 4], "--hidden-size 30"),
     (["--eval-data", "x.jsonl"], "--eval-data needs --data"),
     (["--lora-rank", 2], "--model"),
+    (["--seed", 2**63], "--seed"),
+    (["--seed", -1], "--seed"),
 ])
 def test_options_without_a_meaning_are_refused(args, message, tmp_path, small_toy):
     status, _, err = command(train_rm.main, *SMALL, *args, "--output", tmp_path / "run")

@@ -510,7 +510,11 @@ def test_an_overflow_in_float16_halves_the_scale_and_the_run_continues(
     assert_equal(weights(tmp_path / "run"), weights(folder / "tiny"))  # no step was taken
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. No")])
+@pytest.mark.parametrize("error", [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. No"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8143257993216 bytes"),
+])
 def test_too_little_memory_is_one_line_that_says_what_to_do(error, folder, tmp_path, monkeypatch):
     def greedy(*args):
         raise error
