@@ -658,6 +658,7 @@ def main(argv=None):
     try:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise DataError("one process reads all rows: start eval.py without torchrun")
+        check_finished(Path(args.run))
         model = RewardModel.from_pretrained(args.run, pick_device(args.device), args.base)
         scorer = Scorer(
             model,
@@ -684,6 +685,12 @@ def main(argv=None):
         return 130
 
 
+def check_finished(run):
+    """Raises: DataError where a run was stopped: its folder has no model yet."""
+    if (run / "options.json").exists() and not (run / "config.json").exists():
+        raise DataError(f"{run}: no model yet; end the run: python train_rm.py --resume {run}")
+
+
 def is_out_of_memory(error):
     """Of Python, of an accelerator, or of PyTorch on the CPU, which raises a plain RuntimeError."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
@@ -698,6 +705,7 @@ def first_line(error):
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):  # not on Windows
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… | head` ends this program silently
+    sys.stdin = sys.stdin or open(os.devnull)  # a closed one (<&-) is None
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # a bad byte: a bad row
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # a σ must not end a long run

@@ -450,11 +450,16 @@ def autocast_dtype(args):
 
 
 def check_files(args):
-    """Raises: DataError where a file of rows is not there."""
-    for path in [*(args.data or []), *(args.eval_data or [])]:
+    """Raises: DataError where a file of rows is not there, or what is read would be moved aside."""
+    rows = [*(args.data or []), *(args.eval_data or [])]
+    for path in rows:
         on_the_hub, a_pattern = path.startswith("hub:"), "*" in path
         if not on_the_hub and not a_pattern and not Path(path).exists():
             raise DataError(f"{path}: No such file or folder")
+    output = Path(args.output).resolve()
+    for path in [*rows, args.model, args.base]:
+        if path and Path(path).resolve().is_relative_to(output):
+            raise DataError(f"--output {args.output}: {path} is read from there; choose another")
 
 
 class Split:

@@ -297,6 +297,13 @@ def test_too_little_memory_is_one_line_and_other_errors_are_not_hidden(run, monk
         command(evaluation.main, "score", run, stdin='{"prompt": "q", "response": "a"}\n')
 
 
+def test_a_run_without_a_model_yet_is_said(run, tmp_path):
+    stopped = copy_run(run, tmp_path / "stopped")
+    (stopped / "options.json").write_text("{}")
+    (stopped / "config.json").unlink()
+    assert f"train_rm.py --resume {stopped}" in refusal("score", stopped)
+
+
 @pytest.mark.parametrize("file, change", [
     ("config.json", None), ("tokenizer.json", None), ("model.safetensors", None),
     ("config.json", {"model_type": ["llama"]}), ("tokenizer_config.json", {"eos_token": 5}),

@@ -4,7 +4,8 @@ import os
 
 import pytest
 import torch
-from conftest import command, read_lines, save_run, tiny_model, tiny_tokenizer, write_rows
+from conftest import command, copy_run, read_lines, save_run, tiny_model, tiny_tokenizer
+from conftest import write_rows
 from runs import MIXED, SMALL, STILL, column, metrics, options, pairs, report, toy, train
 from runs import every_step, folder, small_toy  # pytest finds fixtures by their names here
 from safetensors.torch import load_file, save_file
@@ -254,6 +255,17 @@ def test_evaluations_and_checkpoints_come_at_the_steps_asked_for(folder, tmp_pat
     assert [path.name for path in train_rm.checkpoints(tmp_path / "run")] == [
         "checkpoint-6.safetensors"
     ], "the newest checkpoint is kept, and the older one removed"
+
+
+@pytest.mark.parametrize("option, name", [("--model", "tiny"), ("--data", "tiny/train.jsonl")])
+def test_a_folder_that_is_read_is_not_moved_aside(option, name, folder, tmp_path):
+    source = copy_run(folder / "tiny", tmp_path / "tiny")
+    write_rows(source / "train.jsonl", pairs(9))
+    (source / "options.json").write_text("{}")  # as in a run
+    before = sorted(tmp_path.rglob("*"))
+    status, _, err = train(folder, option, tmp_path / name, "--output", source)
+    assert status == 2 and f"{tmp_path / name} is read from there" in err.splitlines()[-1]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_earlier_run_is_moved_aside_and_never_lost(folder, tmp_path):
