@@ -21,13 +21,14 @@ def test_ties_count_half():
 
 
 def test_ties_are_not_what_nan_is():
-    for broken in (np.nan, np.inf):
-        try:
-            level3.accuracy(np.array([1.0, broken]), np.array([0.0, 1.0]))
-        except ValueError:
-            continue
-        pytest.fail(f"A reward of {broken} was accepted. NaN compares as 'not larger', so a broken "
-                    "model looks like a wrong one: raise ValueError.")
+    for broken in ([0.0, np.nan], [0.0, np.inf]):
+        for pair in ((broken, [1.0, 2.0]), ([1.0, 2.0], broken), (broken, broken)):
+            try:
+                level3.accuracy(*map(np.array, pair))
+            except ValueError:
+                continue
+            pytest.fail(f"The rewards {pair} were accepted. NaN compares as 'not larger', so a "
+                        "broken model looks like a wrong one: raise ValueError, on both sides.")
 
 
 def test_longer_wins_is_a_rule_like_any_other():
@@ -45,11 +46,15 @@ def test_longer_is_misleading_where_the_shorter_was_chosen():
     tokens_chosen, tokens_rejected = rng.integers(5, 20, (2, 200))
     r_chosen, r_rejected = tokens_chosen.astype(float), tokens_rejected.astype(float)
     r_chosen[:50] += 100  # these are right, whatever their length
+    r_chosen[50:100] = r_rejected[50:100]  # these are ties
     _, where_shorter = level3.length_figures(r_chosen, r_rejected, tokens_chosen, tokens_rejected)
     shorter = tokens_chosen < tokens_rejected
     hint = "This should be the accuracy of the REWARDS on those pairs where the chosen response "
     hint += "has fewer tokens, and on no others."
-    assert_close(where_shorter, (r_chosen > r_rejected)[shorter].mean(), hint)
+    gaps = (r_chosen - r_rejected)[shorter]
+    right, tied = (gaps > 0).mean(), (gaps == 0).mean()
+    assert abs(where_shorter - right) > 1e-9, "Ties count half here too."
+    assert_close(where_shorter, right + tied / 2, hint)
     _, none = level3.length_figures(np.ones(2), np.zeros(2), np.array([3, 3]), np.array([2, 3]))
     assert none is None, "Without such a pair there is no accuracy: None, not 0 or NaN."
 
@@ -69,6 +74,15 @@ def test_interval_counts_prompts_not_pairs():
     expected = evaluation.bootstrap_interval(correct, prompt)
     hint = "Are as many prompts drawn as there are, with replacement?"
     assert_close([low, high], expected, hint, tolerance=0.06)
+
+
+def test_interval_is_the_same_for_the_same_seed():
+    correct, prompt = np.tile([1.0, 0.0, 1.0], 30), np.arange(90)
+    first, again = (level3.interval(correct, prompt, draws=50, seed=1) for _ in range(2))
+    other = level3.interval(correct, prompt, draws=50, seed=2)
+    hint = "Two calls with the same seed differ: draw with np.random.default_rng(seed)."
+    assert first == again, hint
+    assert first != other, "Another seed gives the same interval: is the seed used?"
 
 
 def test_interval_holds_95_percent():

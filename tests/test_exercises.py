@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -243,6 +244,39 @@ def flips_the_input(rows, share, seed):
     return rows
 
 
+def flips_too_few(rows, share, seed):
+    return SOLUTIONS["level2"].flip_labels(rows, int(share * len(rows)) / len(rows), seed)
+
+
+def split_rounded_down(rows, fraction):
+    prompts = len({row["prompt"] for row in rows})
+    return SOLUTIONS["level2"].split(rows, math.floor(fraction * prompts) / prompts)
+
+
+def order_of_a_set(rows, count, seed):
+    prompts = list({row["prompt"] for row in rows})
+    random.Random(seed).shuffle(prompts)
+    return [row for row in rows if row["prompt"] in prompts[:count]]
+
+
+def one_side_is_looked_at(r_chosen, r_rejected):
+    if np.isnan(r_chosen).any() or np.isinf(r_chosen).any():
+        raise ValueError
+    return (0.5 + np.sign(r_chosen - r_rejected) / 2).mean()
+
+
+def ties_are_wrong_there(r_chosen, r_rejected, tokens_chosen, tokens_rejected):
+    longer_wins, _ = SOLUTIONS["level3"].length_figures(
+        r_chosen, r_rejected, tokens_chosen, tokens_rejected
+    )
+    shorter = tokens_chosen < tokens_rejected
+    return longer_wins, (r_chosen > r_rejected)[shorter].mean() if shorter.any() else None
+
+
+def without_seed(correct, prompt, draws=1000, seed=0):
+    return SOLUTIONS["level3"].interval(correct, prompt, draws, seed=None)
+
+
 SOFTPLUS = torch.nn.functional.softplus
 # Exercise, what is written, a plausible mistake, words of the sentence that names it.
 WRONG = [
@@ -250,6 +284,7 @@ WRONG = [
     ("gradient", "gradient", lambda w, l: (-torch.sigmoid(w - l), torch.sigmoid(w - l)), "WRONG"),
     ("gradient", "gradient", overflowing_gradient, "inf / inf"),
     ("gradient", "gradient", lambda w, l: (-torch.sigmoid(w - l), torch.sigmoid(w - l)), "at −200"),
+    ("stable", "stable_loss", lambda gap: torch.nn.functional.softplus(-gap), "has the answer"),
     ("stable", "stable_loss", lambda gap: -torch.log(torch.sigmoid(gap)), "overflows"),
     ("stable", "stable_loss", lost_beside_1, "log1p"),
     ("stable", "stable_loss", two_cases, "gradient is not"),
@@ -271,11 +306,17 @@ WRONG = [
     ("ranked", "pairs_and_weights", ties_have_weight, "add up to 1"),
     ("split", "split", split_by_rows, "both sides"),
     ("split", "split", split_by_hash, "every start"),
+    ("split", "split", split_rounded_down, "round()"),
     ("noise", "flip_labels", flips_the_input, "copy"),
+    ("noise", "flip_labels", flips_too_few, "so 7"),
     ("fewer", "keep_prompts", lambda rows, count, seed: rows[:count], "lost some rows"),
+    ("fewer", "keep_prompts", order_of_a_set, "Sort the prompts"),
     ("ties", "accuracy", lambda w, l: (w > l).mean(), "knows nothing"),
+    ("ties", "accuracy", one_side_is_looked_at, "on both sides"),
     ("ties", "accuracy", lambda w, l: (0.5 + np.sign(w - l) / 2).mean(), "NaN compares"),
     ("longer", "length_figures", lambda w, l, tw, tl: ((tw > tl).mean(), 0.0), "count half"),
+    ("longer", "length_figures", ties_are_wrong_there, "half here too"),
+    ("interval", "interval", without_seed, "default_rng"),
     ("interval", "interval", over_pairs, "20 prompts"),
     ("interval", "interval", ninety_percent, "interval of 90%"),
     ("interval", "interval", divided_twice, "once more"),

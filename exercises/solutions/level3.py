@@ -6,10 +6,9 @@ from extras import toy_world
 
 def accuracy(r_chosen: np.ndarray, r_rejected: np.ndarray) -> float:
     """np.sign is 1, 0 or −1: right, tied, wrong."""
-    gaps = r_chosen - r_rejected
-    if not np.isfinite(gaps).all():
+    if not np.isfinite([r_chosen, r_rejected]).all():
         raise ValueError("a reward is not a finite number")
-    return float((0.5 + np.sign(gaps) / 2).mean())
+    return float((0.5 + np.sign(r_chosen - r_rejected) / 2).mean())
 
 
 def length_figures(
