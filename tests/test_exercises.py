@@ -310,7 +310,7 @@ WRONG = [
     ("noise", "flip_labels", flips_the_input, "copy"),
     ("noise", "flip_labels", flips_too_few, "so 7"),
     ("fewer", "keep_prompts", lambda rows, count, seed: rows[:count], "lost some rows"),
-    ("fewer", "keep_prompts", order_of_a_set, "Sort the prompts"),
+    ("fewer", "keep_prompts", order_of_a_set, "ort the prompts first"),
     ("ties", "accuracy", lambda w, l: (w > l).mean(), "knows nothing"),
     ("ties", "accuracy", one_side_is_looked_at, "on both sides"),
     ("ties", "accuracy", lambda w, l: (0.5 + np.sign(w - l) / 2).mean(), "NaN compares"),
