@@ -302,15 +302,19 @@ def json_rows(path):
     name = str(path)
     if name.lower().endswith((".jsonl", ".jsonl.gz")) and not name.startswith("hub:"):
         open_file = gzip.open if name.lower().endswith(".gz") else open
+        where = None  # the last row that was given: nobody may get it twice
         try:
             with open_file(path, "rt", encoding="utf-8-sig", newline="\n") as lines:
                 start = up_to_text(lines)
                 first = "".join(start[-1:]).strip("\ufeff \t\n")
                 if first.startswith("{") and "\r" not in first.rstrip("\r"):
-                    yield from parse_lines(itertools.chain(start, lines), name)
+                    for where, row in parse_lines(itertools.chain(start, lines), name):
+                        yield where, row
                     return
-        except (UnicodeDecodeError, gzip.BadGzipFile):
-            pass  # sources says what it is
+        except (UnicodeDecodeError, gzip.BadGzipFile) as e:
+            if where:
+                raise DataError(f"{where} is the last row that can be read ({e})") from None
+            # else sources says what it is
         except (OSError, EOFError, zlib.error) as e:
             raise DataError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
     from extras import sources  # folders, tables, arrays, files on the hub, and what is no data
@@ -333,7 +337,7 @@ def up_to_text(lines):
 
 def load_json(text):
     """The value of a JSON text.  Raises: ValueError where a key is there twice, and at NaN."""
-    return json.loads(text, object_pairs_hook=each_key_once, parse_constant=refuse_constant)
+    return json.loads(text, **STRICT)
 
 
 def each_key_once(pairs):
@@ -348,6 +352,20 @@ def each_key_once(pairs):
 
 def refuse_constant(name):
     raise ValueError(f"{name} is not JSON")
+
+
+def finite_float(text):
+    """1e999 would become infinity, and JSON cannot write that again."""
+    if math.isinf(float(text)):
+        raise ValueError(f"{text} is too large a number")
+    return float(text)
+
+
+STRICT = {
+    "object_pairs_hook": each_key_once,
+    "parse_constant": refuse_constant,
+    "parse_float": finite_float,
+}
 
 
 def parse_lines(lines, name):
@@ -403,6 +421,9 @@ def held_out_prompts(rows, fraction, seed):
 
 # What render writes, for tools that render with a chat template (transformers, vLLM). "Assistant:"
 # has no space after it: tokenizers put the space before a word into the token of that word.
+# A word (or a gap) of a million characters would take the trainer of the tokenizer hours.
+LONG_WORD = re.compile(r"(\S{1000}|\s{1000})")
+
 CHAT_TEMPLATE = (
     "{{ BOS }}{% for message in messages %}{{ '\n' if not loop.first else '' }}"
     "{{ message['role'] | capitalize }}: {{ message['content'] }}{% endfor %}"
@@ -635,7 +656,8 @@ class Tokenizer:
             show_progress=False,
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         )
-        backend.train_from_iterator(texts, trainer)
+        pieces = itertools.chain.from_iterable(map(LONG_WORD.split, texts))
+        backend.train_from_iterator(filter(None, pieces), trainer)
         names = {"pad_token": "<pad>", "eos_token": "<eos>"}
         return cls(backend, {"tokenizer_class": "PreTrainedTokenizerFast"} | names)
 

@@ -442,8 +442,8 @@ def command_report(args, scorer):
         from extras import report_details
 
         report_details.check_options(args)  # better now than after the work
-    if args.output and os.path.realpath(args.output) in map(os.path.realpath, args.data):
-        raise DataError(f"--output {args.output} would overwrite the data")
+    if args.output:
+        check_new(args.output, sign='"accuracy"')
     results = []
     for path in args.data:
         audit = Audit()
@@ -461,6 +461,16 @@ def command_report(args, scorer):
         value = results if len(results) > 1 else results[0]
         text = json.dumps(value, indent=2) + "\n"
         Path(args.output).write_text(text, "utf-8")
+
+
+def check_new(path, sign):
+    """Raises: DataError where a file would be lost. What an earlier report wrote has the sign."""
+    if not os.path.exists(path):
+        return
+    with open(path, "rb") as file:
+        is_ours = sign.encode() in file.read(10_000)
+    if not is_ours:
+        raise DataError(f"{path} is there, and no earlier report wrote it; choose another name")
 
 
 def examples_of_file(path, scorer, audit, skip_bad_rows):
@@ -603,10 +613,10 @@ def pick_device(name):
     """The device asked for, else a GPU where there is one.  Raises: DataError."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
         return device
-    except (RuntimeError, AssertionError) as e:
-        raise DataError(f"--device {name}: {first_line(e)}") from None
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise DataError(f"--device {name}: {first_line(e)[:200]}") from None
 
 
 def parse_options(argv):
@@ -685,6 +695,16 @@ def main(argv=None):
         return 130
 
 
+def open_streams():
+    """A stream that is closed (<&-, >&-) becomes an empty one. All are UTF-8."""
+    sys.stdin = sys.stdin or open(os.devnull)
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # a bad byte: a bad row
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # a σ must not end a long run
+
+
 def check_finished(run):
     """Raises: DataError where a run was stopped: its folder has no model yet."""
     if (run / "options.json").exists() and not (run / "config.json").exists():
@@ -705,8 +725,5 @@ def first_line(error):
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):  # not on Windows
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… | head` ends this program silently
-    sys.stdin = sys.stdin or open(os.devnull)  # a closed one (<&-) is None
-    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # a bad byte: a bad row
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # a σ must not end a long run
+    open_streams()
     sys.exit(main())

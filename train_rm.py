@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import datetime
 import functools
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -42,8 +43,8 @@ from data import (
     turn_text, write_tokens,
 )
 from eval import (
-    check_ids, describe, first_line, is_out_of_memory, pick_device, report, score, score_examples,
-    usable_length,
+    check_ids, describe, first_line, is_out_of_memory, open_streams, pick_device, report, score,
+    score_examples, usable_length,
 )
 from loss import bradley_terry_loss, pairwise_correct
 from model import CheckpointError, RewardModel, open_model, read_json, whole
@@ -571,7 +572,21 @@ def open_examples(args, output, split, model, tokenizer, max_length):
         same = theirs.to_str() == tokenizer.backend.to_str()
         if not same or examples.lengths.max() > max_length:
             raise DataError(f"--data {earlier}: other tokenizer or --max-length; give the rows")
+        on_first(lambda: check_same_rows(output / "tokens.sha256", examples.folder))
     return examples
+
+
+def check_same_rows(path, folder):
+    """Raises: DataError where an earlier run's tokens are not what they were at the first start."""
+    digest = ""
+    for name in ("ids.bin", "records.bin"):
+        with open(folder / name, "rb") as file:
+            digest += hashlib.file_digest(file, "sha256").hexdigest() + "\n"
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.write_text(digest)
+    elif path.read_text() != digest:
+        raise DataError(f"{folder}: other rows than when this run started; start a new run")
 
 
 # ---------------------------------------------------------------- progress and metrics.jsonl
@@ -639,6 +654,7 @@ class Progress:
         """One more line of metrics.jsonl; with --tensorboard the same numbers there."""
         if process_number() > 0:
             return
+        check_claim()
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self.board:
@@ -702,7 +718,7 @@ def load_checkpoint(output, model, optimizer, scaler):
         return 0, []
     device = model.score.weight.device
     with safe_open(found[-1], "pt") as tensors, torch.no_grad():
-        state = json.loads(tensors.metadata()["state"])
+        state = state_in(tensors, found[-1])
         if state["base"] != model.base:
             raise DataError(f"--resume: {model.folder} is another model than at the first start")
         for name, parameter in trained_parameters(model):
@@ -717,6 +733,14 @@ def load_checkpoint(output, model, optimizer, scaler):
     scaler.load_state_dict(state["scaler"])
     say(f"resumed from {found[-1]}")
     return state["step"], state["since_log"]
+
+
+def state_in(tensors, path):
+    """The state that write_tensors put beside the tensors of a file."""
+    metadata = tensors.metadata() or {}
+    if "state" not in metadata:
+        raise CheckpointError(f"{path}: there is no state of a run in it; was it written again?")
+    return json.loads(metadata["state"])
 
 
 def fill(parameter, value):
@@ -735,12 +759,13 @@ def fill(parameter, value):
 
 def checkpoints(output):
     """The complete checkpoints of a run folder, oldest first."""
-    return sorted(output.glob("checkpoint-*.safetensors"), key=step_of)
+    found = [path for path in output.glob("checkpoint-*.safetensors") if step_of(path).isdigit()]
+    return sorted(found, key=lambda path: int(step_of(path)))
 
 
 def step_of(path):
-    """checkpoint-500.safetensors -> 500."""
-    return int(path.stem.removeprefix("checkpoint-"))
+    """checkpoint-500.safetensors -> "500"."""
+    return path.stem.removeprefix("checkpoint-")
 
 
 # ---------------------------------------------------------------- the best model
@@ -762,7 +787,7 @@ def saved_best(output):
     if not (output / BEST).exists():
         return {"step": 0, "eval_loss": math.inf}
     with safe_open(output / BEST, "pt") as tensors:
-        return json.loads(tensors.metadata()["state"])
+        return state_in(tensors, output / BEST)
 
 
 def is_stuck(output, patience):
@@ -803,12 +828,14 @@ def choose_model(output, model):
 # What a start leaves that failed before its data were read.
 LEFT_BY_A_FAILED_START = {
     "options.json", "README.md", "toy.jsonl", "tokenizer.json", "tokenizer_config.json",
-    "held_out.jsonl", "new",
+    "held_out.jsonl", "new", "tokens.sha256",
 }
 
 
 def open_run_folder(args, output):
     """Make the run folder and write options.json. An earlier run there is moved, never lost."""
+    if output.name in ("", ".."):  # "." too
+        raise DataError(f"--output {output}: give the run folder a name")
     output.mkdir(parents=True, exist_ok=True)
     claim(output)
     there = {path.name for path in output.iterdir() if path.suffix != ".tmp"}
@@ -818,6 +845,8 @@ def open_run_folder(args, output):
         number = 1
         while output.with_name(f"{output.name}.{number}").exists():
             number += 1
+        if output.is_symlink():
+            raise DataError(f"--output {output}: a link to an earlier run; name another folder")
         output.rename(output.with_name(f"{output.name}.{number}"))
         say(f"an earlier run was in {output}; it is now in {output}.{number}")
         output.mkdir()
@@ -830,7 +859,7 @@ def open_run_folder(args, output):
         path.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
 
 
-CLAIMS = contextlib.ExitStack()  # open as long as this run goes on
+CLAIMED = {}  # run folder -> what holds it, as long as this run goes on
 
 
 def claim(output):
@@ -839,14 +868,28 @@ def claim(output):
         import fcntl
     except ImportError:  # on Windows nobody is refused
         return
-    folder = os.open(output, os.O_RDONLY)
-    CLAIMS.callback(os.close, folder)
+    release()
+    CLAIMED[output] = os.open(output, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(CLAIMED[output], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise DataError(f"{output}: another run is writing into it; wait, or stop it") from None
-    except OSError:
-        return  # a disk without locks
+    except OSError:  # a disk without locks
+        pass
+    check_claim()
+
+
+def check_claim():
+    """Raises: DataError where somebody has moved the run folder. Another run may be there now."""
+    for output, handle in CLAIMED.items():
+        if not output.exists() or not os.path.samestat(os.stat(output), os.fstat(handle)):
+            raise DataError(f"{output} was moved or removed while this run wrote into it")
+
+
+def release():
+    """Others may write into the run folder again."""
+    while CLAIMED:
+        os.close(CLAIMED.popitem()[1])
 
 
 def save_model(output, model, tokenizer, max_length, save_dtype):
@@ -876,6 +919,7 @@ def add_files(output, write):
 @contextlib.contextmanager
 def replacing(path):
     """A new file or folder, which takes its name only when it is complete and on the disk."""
+    check_claim()
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
     remove(temporary)  # of a killed run
@@ -923,9 +967,13 @@ def process_count():
 
 def say(text):
     """Print once for all processes, above a progress bar where there is one."""
-    if process_number() == 0:
+    if process_number() > 0:
+        return
+    try:
         tqdm.write(text)
         sys.stdout.flush()
+    except OSError:  # the reader has gone (`| head`): train on, metrics.jsonl has the rest
+        sys.stdout = open(os.devnull, "w")
 
 
 def start_processes(args):
@@ -1153,6 +1201,10 @@ def options_of_run(parser, argv, given):
     if not isinstance(saved, dict):
         parser.error(f"{path}: no options in it")
     saved["output"] = run
+    for option in parser._actions:
+        value = saved.get(option.dest, 0)
+        if option.type in (int, float) and isinstance(value, (str, list, dict)):
+            parser.error(f"{path}: {option.dest!r} has to be a number, and is {value!r}")
     args = parse_over(parser, argv, given, saved)
     for name, value in saved.items():
         if getattr(args, name) != value and name not in MAY_CHANGE_ON_RESUME:
@@ -1171,8 +1223,8 @@ def check_options(parser, args):
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if not (value > 0 or (value == 0 and name in may_be_0)):
                 parser.error(f"--{name.replace('_', '-')} {value} is too small")
-            if value == math.inf and name != "max_grad_norm":
-                parser.error(f"--{name.replace('_', '-')} has to be a finite number")
+            if value >= 2**31 and name not in ("max_grad_norm", "seed"):
+                parser.error(f"--{name.replace('_', '-')} {value} is too large")
     if args.label_smoothing >= 0.5 or args.eval_fraction >= 1:
         parser.error("--label-smoothing has to be below 0.5, and --eval-fraction below 1")
     if args.hidden_size % (2 * args.num_attention_heads):
@@ -1228,7 +1280,7 @@ def run_together(args):
         if process_count() > 1:
             dist.barrier()  # leave together: gloo sometimes aborts a process whose peer has gone
     finally:
-        CLAIMS.close()
+        release()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -1244,4 +1296,5 @@ def fail(error):
 
 
 if __name__ == "__main__":
+    open_streams()
     sys.exit(main())

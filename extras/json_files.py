@@ -27,7 +27,7 @@ import json
 import zlib
 from typing import Iterator
 
-from data import NATIVE, DataError, each_key_once, parse_lines, refuse_constant, up_to_text
+from data import NATIVE, STRICT, DataError, parse_lines, up_to_text
 from extras import folders, hub
 
 Rows = Iterator[tuple[str, dict]]  # ("file:number", object)
@@ -123,9 +123,7 @@ def parse_document(text: str, name: str) -> Rows:
 
 def json_values(text: str) -> Iterator:
     """The values of a text: one array, or one object after the other."""
-    decoder = json.JSONDecoder(
-        object_pairs_hook=each_key_once, parse_constant=refuse_constant
-    )
+    decoder = json.JSONDecoder(**STRICT)
     position = 0
     opening = None  # the bracket that begins the first value
     while position < len(text):

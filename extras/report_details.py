@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from data import DataError
-from eval import all_pairs, correlation
+from eval import all_pairs, check_new, correlation
 from extras import leaderboards, plots, report_tables
 from extras.report_texts import predictions, worst_mistakes
 
@@ -83,6 +83,8 @@ def check_options(args):
         taken.append(os.path.realpath(path))
     if len(set(taken)) < len(taken):
         raise DataError("--data, --output, --predictions, --plot: each has to be another file")
+    if args.predictions:
+        check_new(args.predictions, sign='"scored_tokens"')
     if args.plot:
         plots.check(args.plot)
         if len(args.data) > 1:

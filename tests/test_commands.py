@@ -272,6 +272,29 @@ def test_a_report_does_not_overwrite_its_data_and_names_a_file_without_pairs(run
     assert status == 2 and err.splitlines()[-1] == f"eval.py: no rows in {empty}"
 
 
+@pytest.mark.parametrize("option", ["--output", "--predictions"])
+@pytest.mark.parametrize("name", ["rows/a.jsonl", "run/model.safetensors", "run/config.json"])
+def test_a_report_overwrites_only_reports(run, tmp_path, option, name):
+    (tmp_path / "rows").mkdir()
+    write_rows(tmp_path / "rows" / "a.jsonl", toy_rows(4))
+    copy = copy_run(run, tmp_path / "run")
+    before = (tmp_path / name).read_bytes()
+    args = ["report", copy, "--data", tmp_path / "rows", option]
+    assert f"{tmp_path / name} is there, and no earlier report" in refusal(*args, tmp_path / name)
+    assert (tmp_path / name).read_bytes() == before
+    for _ in range(2):  # what a report wrote may be written again
+        assert command(evaluation.main, *args, tmp_path / "mine.json")[0] == 0
+
+
+def test_closed_streams_are_empty_ones(monkeypatch):
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    evaluation.open_streams()
+    assert sys.stdin.read() == ""
+    print("σ", file=sys.stdout)
+    print("\udcff", file=sys.stderr)
+
+
 @pytest.mark.parametrize("options, message", [
     (["--max-length", "9999"], "--max-length 9999.* 256 tokens"), (["--max-length", "0"], "0: "),
     (["--device", "abacus"], "--device abacus"), (["--input", "nowhere.jsonl"], "No such file"),

@@ -1,6 +1,7 @@
 """From a file to token ids: rows, the held-out split, the tokenizer, and nothing silently lost."""
 import gzip
 import json
+import random
 import re
 import weakref
 
@@ -9,8 +10,8 @@ import pytest
 import tokenizers
 from conftest import tiny_tokenizer, write_rows
 
-from data import Audit, DataError, Tokenizer, examples_of, held_out_prompts, json_rows
-from data import parse_row, prompt_hash, read_rows, write_tokens
+from data import LONG_WORD, Audit, DataError, Tokenizer, examples_of, held_out_prompts
+from data import json_rows, parse_row, prompt_hash, read_rows, write_tokens
 
 
 def user(text):
@@ -164,6 +165,30 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
         file.write_bytes(content)
     with pytest.raises(DataError, match="f.jsonl.gz: "):
         list(json_rows(file))
+
+
+LINES = b'{"prompt": "q", "chosen": "a", "rejected": "b"}\n' * 3000
+
+
+@pytest.mark.parametrize("name, content", [
+    ("f.jsonl", LINES + b'{"prompt": "\xff"}\n'),
+    ("f.jsonl.gz", gzip.compress(LINES) + b"garbage"),
+    ("f.jsonl.gz", gzip.compress(LINES)[:-8] + b"12345678"),  # another checksum
+], ids=["not UTF-8", "garbage behind", "checksum"])
+def test_a_file_that_breaks_later_gives_no_row_twice(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    given = []
+    with pytest.raises(DataError, match=f"{name}:[0-9]+ is the last row that can be read"):
+        for where, _ in json_rows(tmp_path / name):
+            given.append(where)
+    assert len(given) > 1000 and len(set(given)) == len(given), "rows come twice"
+
+
+def test_a_number_that_is_infinite_is_refused(tmp_path):
+    for name, text in (("f.jsonl", '{"id": 1e999}\n'), ("f.json", '[{"id": -1e999}]')):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match="1e999 is too large a number"):
+            list(json_rows(tmp_path / name))
 
 
 def test_a_bad_row_stops_or_is_counted_and_broken_json_always_stops(tmp_path):
@@ -393,6 +418,17 @@ def test_the_saved_chat_template_writes_what_render_writes(bos, tmp_path):
                 eos_token=config["eos_token"],
             )
             assert theirs == tokenizer.render(dialogue[:turns], add_generation_prompt=add)
+
+
+def test_a_tokenizer_is_learned_from_pieces_of_endless_words_and_of_nothing_else():
+    normal = "the cat  sat on the mat. " * 200
+    assert LONG_WORD.split(normal) == [normal]
+    for endless in ("x" * 2500, " " * 2500):
+        pieces = LONG_WORD.split(f"a {endless} b")
+        assert "".join(pieces) == f"a {endless} b" and max(map(len, pieces)) <= 1000
+    rng = random.Random(0)
+    word = "".join(rng.choices("abcdefgh", k=200_000))  # as one word it takes minutes
+    Tokenizer.train([word, normal], 300)
 
 
 def test_a_trained_tokenizer_is_the_same_every_time():

@@ -114,8 +114,8 @@ def test_no_file_is_deleted_because_there_is_an_options_json_beside_it(folder, t
     (["--num-hidden-layers", -1], "--num-hidden-layers"),
     (["--lr", -1], "--lr"),
     (["--lr", "nan"], "--lr"),
-    (["--lr", "inf"], "--lr has to be a finite number"),
-    (["--epochs", "inf"], "--epochs has to be a finite number"),
+    (["--lr", "inf"], "--lr inf is too large"),
+    (["--epochs", "inf"], "--epochs inf is too large"),
     (["--weight-decay", -1], "--weight-decay"),
     (["--center-rewards-coefficient", -1], "--center-rewards-coefficient"),
     (["--label-smoothing", 0.5], "--label-smoothing"),
@@ -129,6 +129,8 @@ def test_no_file_is_deleted_because_there_is_an_options_json_beside_it(folder, t
     (["--lora-rank", 2], "--model"),
     (["--seed", 2**63], "--seed"),
     (["--seed", -1], "--seed"),
+    (["--vocab-size", 10**23], "--vocab-size"),
+    (["--device", "meta"], "--device meta"),
 ])
 def test_options_without_a_meaning_are_refused(args, message, tmp_path, small_toy):
     status, _, err = command(train_rm.main, *SMALL, *args, "--output", tmp_path / "run")

@@ -18,7 +18,7 @@ from conftest import SENT, command, save_run, tiny_model, tiny_tokenizer, write_
 from runs import MIXED, assert_equal, column, metrics, pairs, report, toy, train
 from runs import every_step, folder, small_toy  # pytest finds fixtures by their names here
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train_rm
 from data import Examples
@@ -399,6 +399,47 @@ def test_a_folder_that_another_run_writes_into_is_refused_and_stays_as_it_is(
     assert status == 2 and "another run is writing into it" in err.splitlines()[-1]
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
     assert [path.name for path in stopped.parent.iterdir()] == ["stopped"]
+
+
+def test_a_run_whose_folder_was_moved_writes_nothing_into_what_is_there_now(
+    folder, tmp_path, monkeypatch
+):
+    run, plain, steps = tmp_path / "run", train_rm.accumulate_gradients, itertools.count(1)
+
+    def moved_in_step_3(*args):
+        if next(steps) == 3:
+            run.rename(tmp_path / "moved")
+            run.mkdir()  # another run
+        return plain(*args)
+
+    monkeypatch.setattr(train_rm, "accumulate_gradients", moved_in_step_3)
+    args = ["--max-steps", 5, "--save-steps", 1, "--output", run]
+    status, _, err = train(folder, *args)
+    assert status == 2 and f"{run} was moved or removed" in err
+    assert list(run.iterdir()) == [], "it writes into the folder of another run"
+    assert read_checkpoint(tmp_path / "moved")[1]["step"] == 2
+
+
+def test_a_copy_of_a_checkpoint_with_another_name_is_not_taken_for_one(stopped):
+    newest = train_rm.checkpoints(stopped)[-1]
+    shutil.copy(newest, newest.with_name("checkpoint-best.safetensors"))
+    assert train_rm.checkpoints(stopped) == [newest]
+
+
+def test_a_checkpoint_that_was_written_again_without_its_state_is_named(stopped):
+    newest = train_rm.checkpoints(stopped)[-1]
+    save_file(load_file(newest), newest)
+    status, _, err = command(train_rm.main, "--resume", stopped)
+    assert status == 2 and f"{newest}: there is no state of a run in it" in err
+
+
+@pytest.mark.parametrize("name, value", [("lr", "x"), ("batch_size", "64"), ("seed", [1])])
+def test_an_option_of_a_run_that_is_no_number_is_named(name, value, stopped):
+    about = json.loads((stopped / "options.json").read_text())
+    about["options"][name] = value
+    (stopped / "options.json").write_text(json.dumps(about))
+    status, _, err = command(train_rm.main, "--resume", stopped)
+    assert status == 2 and f"{name!r} has to be a number" in err.splitlines()[-1]
 
 
 def test_a_disk_without_locks_refuses_nobody(folder, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """train_rm.py: which rows a run sees, what it logs, and what it leaves in the run folder."""
+import io
 import json
 import os
+import sys
 
 import pytest
 import torch
@@ -268,6 +270,40 @@ def test_a_folder_that_is_read_is_not_moved_aside(option, name, folder, tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", [".", "..", "tiny/.."])
+def test_a_run_folder_has_a_name(name, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(copy_run(folder / "tiny", tmp_path / "tiny"))
+    before = sorted(tmp_path.rglob("*"))
+    status, _, err = train(folder, "--output", name)
+    assert status == 2 and "give the run folder a name" in err.splitlines()[-1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_link_to_an_earlier_run_is_not_replaced_by_a_folder_on_another_disk(folder, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    args = ["--max-steps", 1, "--output", tmp_path / "link"]
+    assert train(folder, *args)[0] == 0 and (tmp_path / "run" / "report.json").exists()
+    status, _, err = train(folder, *args)
+    assert status == 2 and "a link to an earlier run" in err
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "run" / "report.json").exists()
+
+
+def test_a_reader_that_has_gone_does_not_end_the_training(folder, tmp_path, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    def with_head(argv):  # as in `python train_rm.py | head`
+        monkeypatch.setattr(sys, "stdout", Gone())
+        return train_rm.main(argv)
+
+    args = ["--model", folder / "tiny", "--data", folder / "train.jsonl", "--max-steps", 2]
+    status, _, err = command(with_head, *args, "--output", tmp_path / "run")
+    assert status == 0, err
+    assert (tmp_path / "run" / "report.json").exists()
+
+
 def test_an_earlier_run_is_moved_aside_and_never_lost(folder, tmp_path):
     for _ in range(3):
         assert train(folder, "--max-steps", 1, "--output", tmp_path / "run")[0] == 0
@@ -307,6 +343,23 @@ def test_data_may_name_an_earlier_run_whose_tokens_are_used_again(folder, tmp_pa
     assert report(second) == report(first) and not (second / "tokens").exists()
     held_out = first / "held_out.jsonl"
     assert f"--data {held_out}\n  head -n 1 {held_out} " in out, "a file that is there is named"
+
+
+def test_a_run_is_not_resumed_with_other_rows_of_the_earlier_run(folder, tmp_path, monkeypatch):
+    args = ["--model", folder / "tiny", "--max-steps", 4, "--save-steps", 2, "--batch-size", 8]
+    first, second, other = tmp_path / "first", tmp_path / "second", tmp_path / "other"
+    swapped = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in pairs(25)]
+    for run, rows in ((first, pairs(25)), (other, swapped)):
+        data = write_rows(tmp_path / "d.jsonl", rows)
+        assert command(train_rm.main, *args, "--data", data, "--output", run)[0] == 0
+    assert command(train_rm.main, *args, "--data", first, "--output", second)[0] == 0
+    (second / "report.json").unlink()  # as if it had been killed before
+    assert command(train_rm.main, "--resume", second)[0] == 0
+    (second / "report.json").unlink()
+    first.rename(tmp_path / "away")
+    other.rename(first)
+    status, _, err = command(train_rm.main, "--resume", second)
+    assert status == 2 and f"{first / 'tokens'}: other rows than when this run started" in err
 
 
 def test_from_scratch_the_tokenizer_of_the_earlier_run_is_used_too(tmp_path, small_toy):

@@ -276,7 +276,7 @@ def test_predictions_hold_what_the_report_is_made_of(run, tmp_path):
     rows = toy_rows(8)
     files = [write_rows(tmp_path / f"{name}.jsonl", rows) for name in ("one", "two")]
     options = ["--output", tmp_path / "r.json", "--predictions", tmp_path / "p.jsonl"]
-    (tmp_path / "p.jsonl").write_text("of an earlier report\n")
+    (tmp_path / "p.jsonl").write_text('{"scored_tokens": "of an earlier report"}\n')
     status, _, err = command(evaluation.main, "report", run, "--data", *files, *options)
     assert status == 0, err
     reports = json.loads((tmp_path / "r.json").read_text())
