@@ -982,7 +982,7 @@ def write_tokens(folder, train, held_out):
     with (
         open(folder / "ids.bin", "wb") as ids,
         open(folder / "records.bin", "wb") as records,
-        open(folder / "rows.txt", "w", encoding="utf-8") as origins,
+        open(folder / "rows.txt", "w", encoding="utf-8", errors="replace") as origins,
     ):
         for is_held_out, examples in ((False, train), (True, held_out)):
             for example in examples:

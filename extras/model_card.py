@@ -98,7 +98,7 @@ def write(run: Path, tokenizer, describe_audit) -> None:
         "text": text,
         "audit": described,
     }
-    (run / "README.md").write_text(CARD.format(**figures), "utf-8")
+    (run / "README.md").write_text(CARD.format(**figures), "utf-8", "replace")
 
 
 def without_folder(name: str) -> str:

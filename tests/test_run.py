@@ -320,6 +320,13 @@ def test_an_earlier_run_stays_where_a_file_of_rows_is_missing(folder, tmp_path):
     assert sorted(tmp_path.iterdir()) == before and (run / "report.json").exists()
 
 
+def test_a_file_may_have_any_name_that_the_disk_takes(folder, tmp_path):
+    file = write_rows(tmp_path / "b\udcff\u2028 \U0001f642.jsonl", pairs(9))  # a byte 0xff
+    args = ["--data", file, "--max-steps", 1, "--output", tmp_path / "run"]
+    status, _, err = train(folder, *args)
+    assert status == 0, err
+
+
 def test_all_files_of_data_are_used(folder, tmp_path):
     more = write_rows(tmp_path / "more.jsonl", pairs(9, first=40))
     data = ["--data", folder / "train.jsonl", more, "--output", tmp_path / "run"]
