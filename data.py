@@ -637,9 +637,9 @@ class Tokenizer:
 
                 backend, config = tokenizer_folders.read(folder, config)
             return open_tokenizer(backend, config, str(folder))
-        except DataError:
+        except (DataError, KeyboardInterrupt):
             raise
-        except Exception as e:  # the library raises plain Exception; a setting may be of any type
+        except BaseException as e:  # the library raises plain Exception, and panics
             reason = getattr(e, "strerror", None) or e
             raise DataError(f"{folder}/tokenizer.json cannot be used ({reason})") from None
 

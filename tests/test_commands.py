@@ -320,6 +320,14 @@ def test_too_little_memory_is_one_line_and_other_errors_are_not_hidden(run, monk
         command(evaluation.main, "score", run, stdin='{"prompt": "q", "response": "a"}\n')
 
 
+def test_a_tokenizer_at_which_the_library_panics_is_named(run, tmp_path):
+    broken = copy_run(run, tmp_path / "broken")
+    content = json.loads((run / "tokenizer.json").read_text())
+    content["model"]["continuing_subword_prefix"] = "longer than any token"
+    (broken / "tokenizer.json").write_text(json.dumps(content))
+    assert f"{broken}/tokenizer.json cannot be used" in refusal("score", broken)
+
+
 def test_a_run_without_a_model_yet_is_said(run, tmp_path):
     stopped = copy_run(run, tmp_path / "stopped")
     (stopped / "options.json").write_text("{}")
