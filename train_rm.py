@@ -1202,9 +1202,9 @@ def options_of_run(parser, argv, given):
         parser.error(f"{path}: no options in it")
     saved["output"] = run
     for option in parser._actions:
-        value = saved.get(option.dest, 0)
-        if option.type in (int, float) and isinstance(value, (str, list, dict)):
-            parser.error(f"{path}: {option.dest!r} has to be a number, and is {value!r}")
+        value = saved.get(option.dest)
+        if value is not None and not takes(option, value):
+            parser.error(f"{path}: {option.dest!r} cannot be {value!r}")
     args = parse_over(parser, argv, given, saved)
     for name, value in saved.items():
         if getattr(args, name) != value and name not in MAY_CHANGE_ON_RESUME:
@@ -1215,11 +1215,24 @@ def options_of_run(parser, argv, given):
     return args
 
 
+def takes(option, value):
+    """Whether an option could have this value from the command line."""
+    if option.nargs == "+":
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    if option.choices:
+        return value in option.choices
+    if option.type or isinstance(option, argparse.BooleanOptionalAction):
+        return isinstance(value, (int, float))  # True and False are whole numbers too
+    return isinstance(value, str)
+
+
 def check_options(parser, args):
     """Stop at options that make no sense, with one line."""
     may_be_0 = ("weight_decay", "label_smoothing", "center_rewards_coefficient", "lora_rank",
                 "freeze_layers", "seed")
     for name, value in vars(args).items():
+        if value == "":
+            parser.error(f"--{name.replace('_', '-')} is empty")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if not (value > 0 or (value == 0 and name in may_be_0)):
                 parser.error(f"--{name.replace('_', '-')} {value} is too small")

@@ -87,8 +87,8 @@ def write(run: Path, tokenizer, describe_audit) -> None:
             raise CheckpointError(f"{audit} is damaged, so there is no model card") from None
     figures |= {
         "name": run.name,
-        "base": without_folder(options["model"] or "scratch"),
-        "data": ", ".join(map(without_folder, options["data"] or ["the toy world"])),
+        "base": without_folder(options.get("model") or "scratch"),
+        "data": ", ".join(map(without_folder, options.get("data") or ["the toy world"])),
         "pairs": train["pairs"],
         "prompts": train["prompts"],
         "held_out_pairs": report["pairs"],

@@ -129,6 +129,8 @@ def test_no_file_is_deleted_because_there_is_an_options_json_beside_it(folder, t
     (["--lora-rank", 2], "--model"),
     (["--seed", 2**63], "--seed"),
     (["--seed", -1], "--seed"),
+    (["--resume", ""], "--resume is empty"),
+    (["--model", ""], "--model is empty"),
     (["--vocab-size", 10**23], "--vocab-size"),
     (["--device", "meta"], "--device meta"),
 ])

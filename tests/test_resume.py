@@ -433,13 +433,16 @@ def test_a_checkpoint_that_was_written_again_without_its_state_is_named(stopped)
     assert status == 2 and f"{newest}: there is no state of a run in it" in err
 
 
-@pytest.mark.parametrize("name, value", [("lr", "x"), ("batch_size", "64"), ("seed", [1])])
-def test_an_option_of_a_run_that_is_no_number_is_named(name, value, stopped):
+@pytest.mark.parametrize("name, value", [
+    ("lr", "x"), ("batch_size", "64"), ("seed", [1]), ("model", ["a"]), ("data", [5]),
+    ("data", "a"), ("save_dtype", "x"), ("bf16", "yes"), ("base", 5),
+])
+def test_an_option_of_a_run_that_cannot_be_is_named(name, value, stopped):
     about = json.loads((stopped / "options.json").read_text())
     about["options"][name] = value
     (stopped / "options.json").write_text(json.dumps(about))
     status, _, err = command(train_rm.main, "--resume", stopped)
-    assert status == 2 and f"{name!r} has to be a number" in err.splitlines()[-1]
+    assert status == 2 and f"{name!r} cannot be {value!r}" in err.splitlines()[-1]
 
 
 def test_a_disk_without_locks_refuses_nobody(folder, tmp_path, monkeypatch):
