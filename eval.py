@@ -134,7 +134,10 @@ class Pairs(NamedTuple):
 
 
 def all_pairs(rewards, examples):
-    """The pairs of all examples. Each counts once, those of a row of K responses too."""
+    """The pairs of all examples. Each counts once, those of a row of K responses too.
+
+    Raises: DataError where there is none.
+    """
     records = []
     for row, (r, example) in enumerate(zip(rewards, examples)):
         tokens = [len(sequence) for sequence in example.sequences]
@@ -142,6 +145,8 @@ def all_pairs(rewards, examples):
         prompt = example.prompt % 2**53  # as much of the hash as float64 holds
         for i, j in example.pairs():
             records.append((r[i], r[j], tokens[i], tokens[j], gold[i], gold[j], prompt, row))
+    if not records:
+        raise DataError("no pairs to evaluate")
     return Pairs(*np.array(records, dtype=np.float64).T)
 
 
@@ -158,8 +163,6 @@ def check_rewards(rewards, examples):
 
 def report(rewards, examples):
     """Every figure of the evaluation, in full precision.  rewards: (K,) of each example."""
-    if not examples:
-        raise DataError("no pairs to evaluate")
     check_rewards(rewards, examples)
     pairs = all_pairs(rewards, examples)
     gaps = pairs.r_chosen - pairs.r_rejected

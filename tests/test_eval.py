@@ -160,8 +160,10 @@ def test_the_true_rewards_reach_their_own_ceiling():
 
 def test_no_rows_have_no_rewards_and_no_report():
     assert score(tiny_model(), [], tiny_tokenizer()) == []
-    with pytest.raises(DataError, match="no pairs"):
-        report([], [])
+    tied = [example._replace(scores=[1, 1]) for example in examples_from(toy_rows(2))]
+    for rewards, examples in (([], []), ([np.ones(2)] * 2, tied)):
+        with pytest.raises(DataError, match="no pairs"):
+            report(rewards, examples)
 
 
 def test_equal_rewards_everywhere_are_all_ties_and_one_half():
