@@ -28,6 +28,7 @@ import shutil
 import signal
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import torch
@@ -705,7 +706,9 @@ def write_tensors(path, tensors, state):
             complete[name] = tensor.cpu()
     if process_number() == 0:
         with replacing(path) as temporary:
-            save_file(complete, temporary, metadata={"state": json.dumps(state)})
+            text = json.dumps(state)
+            metadata = {"state": text, "crc32": str(zlib.crc32(text.encode()))}
+            save_file(complete, temporary, metadata)
     if dist.is_initialized():
         dist.barrier()
 
@@ -740,7 +743,11 @@ def state_in(tensors, path):
     metadata = tensors.metadata() or {}
     if "state" not in metadata:
         raise CheckpointError(f"{path}: there is no state of a run in it; was it written again?")
-    return json.loads(metadata["state"])
+    text = metadata["state"]
+    checksum = str(zlib.crc32(text.encode()))
+    if metadata.get("crc32", checksum) != checksum:  # runs of earlier versions have none
+        raise CheckpointError(f"{path} is damaged; delete it to continue from an earlier state")
+    return json.loads(text)
 
 
 def fill(parameter, value):

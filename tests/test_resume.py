@@ -433,6 +433,16 @@ def test_a_checkpoint_that_was_written_again_without_its_state_is_named(stopped)
     assert status == 2 and f"{newest}: there is no state of a run in it" in err
 
 
+def test_a_damaged_state_of_a_checkpoint_is_named(stopped):
+    newest = train_rm.checkpoints(stopped)[-1]
+    content = newest.read_bytes()
+    for before, after in ((b"since_log", b"since_lag"), (b"accuracy", b"accuracY")):
+        assert before in content
+        newest.write_bytes(content.replace(before, after, 1))
+        status, _, err = command(train_rm.main, "--resume", stopped)
+        assert status == 2 and f"{newest} is damaged" in err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("name, value", [
     ("lr", "x"), ("batch_size", "64"), ("seed", [1]), ("model", ["a"]), ("data", [5]),
     ("data", "a"), ("save_dtype", "x"), ("bf16", "yes"), ("base", 5),
