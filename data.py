@@ -682,7 +682,7 @@ class Tokenizer:
         # Not backend.save: on a full disk it raises a bare Exception, not an OSError.
         text = json.dumps(tokenizer_json, indent=2, ensure_ascii=False)
         (Path(folder) / "tokenizer.json").write_text(text, "utf-8")
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(config, indent=2) + "\n"
         (Path(folder) / "tokenizer_config.json").write_text(text, "utf-8")
 
 
@@ -1024,6 +1024,10 @@ class Examples:
         if not is_whole or (start < 0).any() or (start >= tokens).any():
             raise damaged
         _, self.begins = np.unique(self.records["row"], return_index=True)
+        scores = self.records["score"]
+        highest, lowest = (f.reduceat(scores, self.begins) for f in (np.maximum, np.minimum))
+        if not (highest > lowest).all():  # a row without a pair was never written
+            raise damaged
         self.ends = np.append(self.begins[1:], len(tokens))
         self.lengths = np.maximum.reduceat(tokens, self.begins)  # of the longest sequence of a row
 

@@ -83,7 +83,7 @@ def write(run: Path, tokenizer, describe_audit) -> None:
         try:
             train = read_json(audit)["train"]
             described = describe_audit("train", train).replace("\n", "\n    ")
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise CheckpointError(f"{audit} is damaged, so there is no model card") from None
     figures |= {
         "name": run.name,

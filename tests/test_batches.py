@@ -229,7 +229,7 @@ def test_a_batch_is_the_same_from_memory_and_from_the_file(tmp_path):
         torch.testing.assert_close(getattr(theirs, name), tensor, msg=name)
 
 
-@pytest.mark.parametrize("field", ["ids", "half an id", "row", "start", "offset", "tokens"])
+@pytest.mark.parametrize("field", ["ids", "half an id", "row", "start", "offset", "tokens", "score"])
 def test_a_damaged_file_of_tokens_is_named(field, tmp_path):
     write_tokens(tmp_path, some_examples(), [])
     path = tmp_path / ("ids.bin" if "id" in field else "records.bin")
@@ -239,6 +239,8 @@ def test_a_damaged_file_of_tokens_is_named(field, tmp_path):
     else:
         records = np.frombuffer(content, RECORD).copy()
         records[field][1] += 1000
+        if field == "score":
+            records[field] = 1  # no row has a pair
         content = records.tobytes()
     path.write_bytes(content)
     with pytest.raises(DataError, match="ids.bin or records.bin is damaged; delete the folder"):
