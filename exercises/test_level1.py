@@ -17,6 +17,7 @@ def test_gradient_is_that_of_autograd():
     by_chosen, by_rejected = level1.gradient(r_chosen.detach(), r_rejected.detach())
     hint = "The sign is wrong: a step against the gradient has to raise the chosen reward."
     assert (by_chosen < 0).all() and (by_rejected > 0).all(), hint
+    assert not torch.allclose(4 * by_chosen, r_chosen.grad), "Each pair has its own loss: no mean."
     hint = "Is the size the probability of the WRONG answer, σ(−Δ)? It is 0.5 at a gap of 0, and "
     hint += "nearly 0 where the pair is ranked right with confidence."
     assert_close(by_chosen, r_chosen.grad, hint)
@@ -54,12 +55,15 @@ def test_stable_at_both_ends():
 
 
 def test_stable_has_a_slope_at_both_ends():
-    gap = torch.tensor([-120.0, -1.0, 1.0, 30.0], requires_grad=True)
+    gap = torch.tensor([-120.0, -1.0, 0.0, 1.0, 30.0], requires_grad=True)
     level1.stable_loss(gap).sum().backward()
     expected = -torch.sigmoid(-gap.detach().double())
     hint = "The loss is right, its gradient is not. Is there an infinity or a NaN on the way? "
     hint += "torch.where computes both of its sides."
-    assert_close(gap.grad, expected, hint)
+    assert_close(gap.grad[gap != 0], expected[gap != 0], hint)
+    hint = "The slope at a gap of 0 has to be −0.5. There relu has slope 0 and clamp 1; where two "
+    hint += "numbers are equal torch.maximum has ½."
+    assert_close(gap.grad[gap == 0], [-0.5], hint)
 
 
 def test_shapes_of_all_kinds_give_the_gap_of_each_pair():
@@ -78,6 +82,8 @@ def test_shapes_of_a_single_pair_give_one_gap():
     hint += "of the pairs."
     assert_close(level1.pair_gaps(one, column), [2.0], hint)
     assert_close(level1.pair_gaps(column, column), [0.0], hint)
+    gaps = level1.pair_gaps(one.requires_grad_(), column)
+    assert gaps.requires_grad, "Gradients have to flow through the gaps: nothing could be learned."
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -20,11 +20,13 @@ level2 = answers("level2")
 def test_last_of_rows_of_all_lengths():
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
     found = level2.last_token(mask)
+    hint = "An index counts from 0: sum of the mask minus 1."
+    assert found is None or found.tolist() != [4, 2, 1], hint
     hint = "T − 1 is the last column. In a shorter sequence a pad is there."
     assert_close(found[1:], [1, 0], hint)
     hint = "−1 for the full row: it has no pad that one could look for. Count the ones instead."
     assert found[0] != -1, hint
-    assert_close(found, [3, 1, 0], "An index counts from 0: sum of the mask minus 1.")
+    assert_close(found, [3, 1, 0], "Is it the sum of the mask minus 1?")
     hint = "An index has to be an integer (int64): indexing refuses others."
     assert level2.last_token(mask.float()).dtype == torch.int64, hint
 
@@ -39,6 +41,7 @@ def test_gather_reads_what_the_model_reads():
     assert not is_last_column, "These are the rewards at column −1: in shorter rows, at a pad."
     hint = "Is it the hidden state at Σ mask − 1, with model.score (bias too) on it, as (R,)?"
     assert_close(found, model(**batch.inputs()), hint)
+    assert found.requires_grad, "No gradient flows: nothing could be learned from these rewards."
 
 
 def test_gather_does_not_depend_on_what_stands_at_pads():
@@ -62,6 +65,8 @@ def test_start_is_where_the_response_begins():
         hint = "One too many: encode() adds an end token to the prompt alone, and the dialogue has "
         hint += "the first token of the answer there."
         assert found != expected + 1, hint
+        hint = "One too few: this is the index of the last equal id, not the number of equal ids."
+        assert found != expected - 1, hint
         hint = "Did you render the prompt with add_generation_prompt=True? 'Assistant:' belongs to "
         hint += "the prompt: all its responses have it."
         assert_close(found, expected, hint)
@@ -74,13 +79,18 @@ def test_start_is_found_by_comparing_ids():
 
     def render(messages, add_generation_prompt=False):
         text = plain(messages, add_generation_prompt=add_generation_prompt)
-        return text + "\n(thinking)" if add_generation_prompt else text
+        return text + " Yes. It is green." if add_generation_prompt else text
 
-    expected = level2.response_start(tokenizer, "Hi", "Hello.")
     tokenizer.render = render
+    question = [{"role": "user", "content": "Hi"}]
+    dialogue = [*question, {"role": "assistant", "content": "Xes. It is green."}]
+    [before] = tokenizer.encode([render(question, add_generation_prompt=True)])
+    [whole] = tokenizer.encode([render(dialogue)])
+    expected = int((before[: len(whole)] != whole[: len(before)]).argmax())
     hint = "This template (Qwen3's does it too) ends the prompt alone with words that the dialogue "
-    hint += "does not have. So the length of the prompt says too much: compare both id by id."
-    assert_close(level2.response_start(tokenizer, "Hi", "Hello."), expected, hint)
+    hint += "does not have. So the length of the prompt says too much: compare both id by id, and "
+    hint += "stop at the first difference. (Later ids may be equal again.)"
+    assert_close(level2.response_start(tokenizer, "Hi", "Xes. It is green."), expected, hint)
 
 
 def test_ranked_responses_give_all_pairs_once():
@@ -144,11 +154,13 @@ def test_split_is_the_same_in_another_process():
 
 
 def test_split_is_not_by_alphabet():
-    first = set(sorted({row["prompt"] for row in ROWS})[:4])
+    by_alphabet = sorted({row["prompt"] for row in ROWS})
+    first, last = set(by_alphabet[:4]), set(by_alphabet[-4:])
     _, held_out = level2.split(ROWS, 0.2)
-    hint = "The first prompts of the alphabet are held out. They begin alike, so they are no fair "
-    hint += "sample: sort by a hash of the text, not by the text."
-    assert {row["prompt"] for row in held_out} != first, hint
+    hint = "The first or last prompts of the alphabet are held out. They begin alike, so they are "
+    hint += "no fair sample: sort by a hash of the text, not by the text."
+    assert {row["prompt"] for row in held_out} not in (first, last), hint
+    assert held_out == [row for row in ROWS if row in held_out], "Keep the rows in their order."
 
 
 def flipped_rows(before, after):
@@ -164,6 +176,10 @@ def test_noise_flips_the_share_that_was_asked_for():
     numbers = flipped_rows(rows, flipped)
     hint = f"10% of 60 rows are 6; {len(numbers)} are changed. Draw exactly so many different rows."
     assert len(numbers) == 6, hint
+    half = flipped_rows(rows, level2.flip_labels(rows, 0.5, seed=0))
+    hint = "Half of 60 rows are 30 DIFFERENT rows: draw without replacement (random.sample)."
+    assert len(half) == 30, hint
+    assert half[-1] - half[0] > 29, "The flipped rows are neighbours: draw them at random."
     hint = "11% of 60 rows are 6.6, so 7: round() it."
     assert len(flipped_rows(rows, level2.flip_labels(rows, 0.11, seed=0))) == 7, hint
     assert numbers != list(range(6)), "The first rows were flipped: draw them at random."
@@ -192,14 +208,20 @@ def test_fewer_prompts_keep_all_their_rows():
     hint = "A kept prompt has lost some rows: choose prompts, not rows."
     assert rows == [row for row in ROWS if row["prompt"] in prompts], hint
     hint = "The first prompts were kept: draw them at random."
-    assert prompts != {f"Prompt {i}?" for i in range(5)}, hint
+    by_alphabet = sorted({row["prompt"] for row in ROWS})
+    assert prompts not in ({f"Prompt {i}?" for i in range(5)}, set(by_alphabet[:5])), hint
+    other = {row["prompt"] for row in level2.keep_prompts(ROWS, 5, seed=1)}
+    assert other != prompts, "Another seed keeps the same prompts: is the seed used?"
 
 
 def test_fewer_prompts_are_among_the_more():
+    many = [{"prompt": f"Prompt {i}?", "chosen": "a", "rejected": "b"} for i in range(500)]
+    for rows, count in ((ROWS, 5), (many, 30)):
+        few, more = (level2.keep_prompts(rows, n, seed=0) for n in (count, 3 * count))
+        hint = f"{3 * count} prompts do not contain the {count}: shuffle all prompts once, then "
+        hint += "take the first `count`. (random.sample draws others for another count.)"
+        assert all(row in more for row in few), hint
     few = level2.keep_prompts(ROWS, 5, seed=0)
-    more = level2.keep_prompts(ROWS, 10, seed=0)
-    hint = "10 prompts do not contain the 5: shuffle all prompts once, then take the first `count`."
-    assert all(row in more for row in few), hint
     hint = "The order of the rows decides which prompts are kept: sort the prompts first."
     again = level2.keep_prompts(ROWS[::-1], 5, seed=0)
     assert {row["prompt"] for row in again} == {row["prompt"] for row in few}, hint

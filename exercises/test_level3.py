@@ -16,6 +16,8 @@ def test_ties_count_half():
     hint += "(`>` calls a tie wrong, `>=` calls it right.)"
     assert found == 0.5, hint
     r_chosen, r_rejected = np.array([1.0, 2.0, 0.0, 5.0]), np.array([0.0, 2.0, 3.0, 1.0])
+    close = level3.accuracy(np.array([5.00003]), np.array([5.00001]))
+    assert close == 1.0, "5.00003 is more than 5.00001: only equal numbers are a tie."
     hint = "Two right, one tie, one wrong are 2.5 of 4."
     assert_close(level3.accuracy(r_chosen, r_rejected), 0.625, hint)
 
@@ -123,12 +125,22 @@ def test_temperature_undoes_a_scale():
         assert_close(found, expected, hint, tolerance=0.025 * scale)
 
 
+def test_temperature_has_the_least_loss_also_where_no_scale_is_right():
+    rng = np.random.default_rng(0)
+    for gaps in (rng.standard_t(2, 5000) + 0.5, 0.17 * gaps_of_a_calibrated_model()):
+        hint = "Another T has a lower mean of −log σ(gap / T). Compute that mean for many T from "
+        hint += "0.1 to 10, each 1% above the one before, and take the best."
+        expected = evaluation.best_temperature(gaps)
+        assert_close(level3.temperature(gaps) / expected, 1.0, hint, tolerance=0.03)
+
+
 def test_ceiling_is_not_one():
-    gaps = np.array([0.0, 2.0, -2.0, 6.0])
+    gaps = np.array([0.0, 2.0, -2.0, 6.0, 800.0])
     found = level3.ceiling(gaps)
+    assert np.isfinite(found), "e^800 is infinite: use σ(|gap|) = 1 / (1 + e^−|gap|)."
     hint = "True rewards are right only as often as the better response was chosen: σ(|gap|), and "
     hint += "½ at a gap of 0. A negative gap means only that the better one was named second."
-    assert_close(found, toy_world.ceiling(gaps, np.zeros(4))[0], hint)
+    assert_close(found, toy_world.ceiling(gaps, np.zeros(5))[0], hint)
 
 
 def test_rambling_pays_off_the_topic_too():

@@ -244,6 +244,49 @@ def flips_the_input(rows, share, seed):
     return rows
 
 
+def relu_at_0(gap):
+    return torch.relu(-gap) + torch.log1p(torch.exp(-gap.abs()))
+
+
+def mean_gradient(r_chosen, r_rejected):
+    p_wrong = torch.sigmoid(r_rejected - r_chosen) / len(r_chosen)
+    return -p_wrong, p_wrong
+
+
+def equal_anywhere(tokenizer, prompt, response):
+    question = [{"role": "user", "content": prompt}]
+    dialogue = [*question, {"role": "assistant", "content": response}]
+    [before] = tokenizer.encode([tokenizer.render(question, add_generation_prompt=True)])
+    [whole] = tokenizer.encode([tokenizer.render(dialogue)])
+    return sum(a == b for a, b in zip(before, whole))
+
+
+def with_replacement(rows, share, seed):
+    rng = random.Random(seed)
+    chosen = [rng.randrange(len(rows)) for _ in range(round(share * len(rows)))]
+    swapped = list(rows)
+    for n in chosen:
+        swapped[n] = rows[n] | {"chosen": rows[n]["rejected"], "rejected": rows[n]["chosen"]}
+    return swapped
+
+
+def sampled(rows, count, seed):
+    kept = random.Random(seed).sample(sorted({row["prompt"] for row in rows}), count)
+    return [row for row in rows if row["prompt"] in kept]
+
+
+def mean_confidence(gaps):
+    accuracy = (gaps > 0).mean()
+    grid = np.geomspace(0.1, 10, 461)
+    means = np.array([(1 / (1 + np.exp(-np.abs(gaps) / T))).mean() for T in grid])
+    return grid[np.abs(means - accuracy).argmin()]
+
+
+def overflowing_ceiling(gaps):
+    with np.errstate(all="ignore"):
+        return (np.exp(np.abs(gaps)) / (1 + np.exp(np.abs(gaps)))).mean()
+
+
 def flips_too_few(rows, share, seed):
     return SOLUTIONS["level2"].flip_labels(rows, int(share * len(rows)) / len(rows), seed)
 
@@ -285,6 +328,8 @@ WRONG = [
     ("gradient", "gradient", overflowing_gradient, "inf / inf"),
     ("gradient", "gradient", lambda w, l: (-torch.sigmoid(w - l), torch.sigmoid(w - l)), "at −200"),
     ("stable", "stable_loss", lambda gap: torch.nn.functional.softplus(-gap), "has the answer"),
+    ("gradient", "gradient", mean_gradient, "no mean"),
+    ("stable", "stable_loss", relu_at_0, "slope at a gap of 0"),
     ("stable", "stable_loss", lambda gap: -torch.log(torch.sigmoid(gap)), "overflows"),
     ("stable", "stable_loss", lost_beside_1, "log1p"),
     ("stable", "stable_loss", two_cases, "gradient is not"),
@@ -296,12 +341,14 @@ WRONG = [
     ("flipped", "best_gap", lambda e: math.log((1 - e) / max(e, 1e-9)), "math.inf"),
     ("last", "last_token", lambda mask: torch.full((len(mask),), mask.shape[1] - 1), "last column"),
     ("last", "last_token", lambda mask: mask.sum(-1) - 1, "integer"),
+    ("last", "last_token", lambda mask: mask.sum(-1), "counts from 0"),
     ("last", "last_token", lambda mask: mask.argmin(-1) - 1, "full row"),
     ("gather", "rewards", last_column, "column −1"),
     ("gather", "rewards", lambda m, i, a: m(i, a) - m.score.bias, "bias"),
     ("start", "response_start", end_token_counted, "end token"),
     ("start", "response_start", lambda t, p, r: 5, "add_generation_prompt"),
     ("start", "response_start", prompt_length, "id by id"),
+    ("start", "response_start", equal_anywhere, "first difference"),
     ("ranked", "pairs_and_weights", ties_are_pairs, "tie"),
     ("ranked", "pairs_and_weights", ties_have_weight, "add up to 1"),
     ("split", "split", split_by_rows, "both sides"),
@@ -309,6 +356,8 @@ WRONG = [
     ("split", "split", split_rounded_down, "round()"),
     ("noise", "flip_labels", flips_the_input, "copy"),
     ("noise", "flip_labels", flips_too_few, "so 7"),
+    ("noise", "flip_labels", with_replacement, "without replacement"),
+    ("fewer", "keep_prompts", sampled, "draws others"),
     ("fewer", "keep_prompts", lambda rows, count, seed: rows[:count], "lost some rows"),
     ("fewer", "keep_prompts", order_of_a_set, "ort the prompts first"),
     ("ties", "accuracy", lambda w, l: (w > l).mean(), "knows nothing"),
@@ -321,7 +370,9 @@ WRONG = [
     ("interval", "interval", ninety_percent, "interval of 90%"),
     ("interval", "interval", divided_twice, "once more"),
     ("temperature", "temperature", lambda gaps: 1.0, "divided by T"),
+    ("temperature", "temperature", mean_confidence, "Another T"),
     ("ceiling", "ceiling", lambda gaps: 1.0, "only as often"),
+    ("ceiling", "ceiling", overflowing_ceiling, "infinite"),
     ("ceiling", "ceiling", lambda gaps: (1 / (1 + np.exp(-gaps))).mean(), "negative gap"),
     ("rambling", "rambling_reward", lambda p, r, gold: abs(gold), "EACH added"),
     ("hinge", "hinge_loss", lambda w, l: (1 - w + l).clamp(min=0).mean(), "no mean"),

@@ -13,7 +13,8 @@ def gradient(r_chosen: Tensor, r_rejected: Tensor):
 
 def stable_loss(gap: Tensor) -> Tensor:
     """log(1 + e^−Δ) = max(−Δ, 0) + log(1 + e^−|Δ|): the exponent is never positive."""
-    return (-gap).clamp(min=0) + torch.log1p(torch.exp(-gap.abs()))
+    largest = torch.maximum(-gap, torch.zeros_like(gap))  # slope ½ at a gap of 0; clamp has 1
+    return largest + torch.log1p(torch.exp(-gap.abs()))
 
 
 def pair_gaps(r_chosen: Tensor, r_rejected: Tensor) -> Tensor:
