@@ -419,11 +419,11 @@ def held_out_prompts(rows, fraction, seed):
 
 # ---------------------------------------------------------------- render and encode: the tokenizer
 
-# What render writes, for tools that render with a chat template (transformers, vLLM). "Assistant:"
-# has no space after it: tokenizers put the space before a word into the token of that word.
-# A word (or a gap) of a million characters would take the trainer of the tokenizer hours.
+# To learn a tokenizer from one word (or gap) of a million characters takes more than a minute.
 LONG_WORD = re.compile(r"(\S{1000}|\s{1000})")
 
+# What render writes, for tools that render with a chat template (transformers, vLLM). "Assistant:"
+# has no space after it: tokenizers put the space before a word into the token of that word.
 CHAT_TEMPLATE = (
     "{{ BOS }}{% for message in messages %}{{ '\n' if not loop.first else '' }}"
     "{{ message['role'] | capitalize }}: {{ message['content'] }}{% endfor %}"
@@ -682,7 +682,7 @@ class Tokenizer:
         # Not backend.save: on a full disk it raises a bare Exception, not an OSError.
         text = json.dumps(tokenizer_json, indent=2, ensure_ascii=False)
         (Path(folder) / "tokenizer.json").write_text(text, "utf-8")
-        text = json.dumps(config, indent=2) + "\n"
+        text = json.dumps(config, indent=2) + "\n"  # escaped: a template may hold half a character
         (Path(folder) / "tokenizer_config.json").write_text(text, "utf-8")
 
 

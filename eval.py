@@ -468,7 +468,7 @@ def command_report(args, scorer):
 
 def check_new(path, sign):
     """Raises: DataError where a file would be lost. What an earlier report wrote has the sign."""
-    if not os.path.exists(path):
+    if not os.path.isfile(path):  # /dev/stdout is none
         return
     with open(path, "rb") as file:
         is_ours = sign.encode() in file.read(10_000)

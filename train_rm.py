@@ -766,7 +766,7 @@ def fill(parameter, value):
 
 def checkpoints(output):
     """The complete checkpoints of a run folder, oldest first."""
-    found = [path for path in output.glob("checkpoint-*.safetensors") if step_of(path).isdigit()]
+    found = [path for path in output.glob("checkpoint-*.safetensors") if step_of(path).isdecimal()]
     return sorted(found, key=lambda path: int(step_of(path)))
 
 

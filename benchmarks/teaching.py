@@ -1,6 +1,6 @@
 """What students should find: the coursework's worlds and the exercises' runs, with three seeds.
 
-    python benchmarks/teaching.py            all (35 minutes on two cores), teaching.json
+    python benchmarks/teaching.py            all (51 minutes beside other work), teaching.json
     python benchmarks/teaching.py --tables   what docs/teaching.md and exercises/solutions/ quote
 
 A world is what extras/toy_world.py writes with some options. All are trained alike, with OPTIONS.
